@@ -1,0 +1,1 @@
+"""What is claimed: one card a system, and search over the cards."""

@@ -1,0 +1,1 @@
+"""How a claim is measured: plan, run, store, judge, report."""
