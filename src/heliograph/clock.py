@@ -80,7 +80,7 @@ class VirtualClock:
         self._now = start
         self._queue: list[tuple[float, int, Callable[[], object]]] = []
         self._serial = itertools.count()
-        self._cancelled: set[int] = set()
+        self._pending: set[int] = set()
 
     def now(self) -> float:
         """Virtual seconds."""
@@ -96,7 +96,8 @@ class VirtualClock:
             raise ValueError(f"cannot schedule at {when} s: the clock already shows {self._now} s")
         serial = next(self._serial)
         heapq.heappush(self._queue, (when, serial, callback))
-        return lambda: self._cancelled.add(serial)
+        self._pending.add(serial)
+        return lambda: self._pending.discard(serial)
 
     def sleep(self, seconds: float) -> None:
         """Advances by ``seconds``, running what falls due; takes no real time."""
@@ -113,9 +114,9 @@ class VirtualClock:
 
     def _pop(self) -> None:
         when, serial, callback = heapq.heappop(self._queue)
-        if serial in self._cancelled:
-            self._cancelled.discard(serial)
+        if serial not in self._pending:  # cancelled
             return
+        self._pending.discard(serial)
         self._now = max(self._now, when)
         callback()
 

@@ -21,7 +21,7 @@ __all__ = ["Gpu", "Machine", "MachineRates", "measure_machine", "package_version
 
 @dataclass(frozen=True)
 class Gpu:
-    """One accelerator: its name and memory in bytes."""
+    """One accelerator: its name and memory in bytes (0 where the driver does not say)."""
 
     name: str
     memory_bytes: int
@@ -97,7 +97,9 @@ def measure_machine(repeats: int = 5) -> MachineRates:
     return MachineRates(2 * size**3 / min(matmul_s) / 1e9, 2 * source.nbytes / min(copy_s) / 1e9)
 
 
-def package_versions(names: tuple[str, ...] = ("heliograph", "numpy", "scipy", "torch", "torch-geometric")) -> dict[str, str]:
+def package_versions(
+    names: tuple[str, ...] = ("heliograph", "numpy", "scipy", "torch", "torch-geometric"),
+) -> dict[str, str]:
     """Installed versions of the packages that decide a result; absent ones are left out."""
     found = {"python": platform.python_version()}
     for name in names:
@@ -110,9 +112,9 @@ def package_versions(names: tuple[str, ...] = ("heliograph", "numpy", "scipy", "
 
 def _cpu_name() -> str:
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("model name", "Model")) and ":" in line:
-                return " ".join(line.split(":", 1)[1].split())
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith(("model name", "Model")) and (name := line.partition(":")[2].split()):
+                return " ".join(name)
     except OSError:
         pass
     if sys.platform == "darwin":
@@ -122,12 +124,12 @@ def _cpu_name() -> str:
 
 def _memory_bytes() -> int:
     try:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        total = max(0, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     except (AttributeError, ValueError, OSError):
         total = 0
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
-            limit = int(Path(path).read_text())
+            limit = int(Path(path).read_text(encoding="ascii"))
         except (OSError, ValueError):
             continue
         total = min(total, limit) if total else limit
@@ -139,8 +141,9 @@ def _gpus() -> tuple[Gpu, ...]:
     lines = _output("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
     for line in lines.splitlines():
         name, _, memory = line.rpartition(",")
-        if name and memory.strip().isdigit():
-            found.append(Gpu(name.strip(), int(memory) * 2**20))
+        memory = memory.strip()
+        if name.strip() and (memory.isdecimal() or memory == "[N/A]"):
+            found.append(Gpu(name.strip(), int(memory) * 2**20 if memory.isdecimal() else 0))
     return tuple(found)
 
 
@@ -148,6 +151,7 @@ def _output(*command: str) -> str:
     if shutil.which(command[0]) is None:
         return ""
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        done = subprocess.run(command, capture_output=True, timeout=10, check=True)
+        return done.stdout.decode(errors="replace").strip()
     except (subprocess.SubprocessError, OSError):
         return ""

@@ -46,6 +46,9 @@ class MissingExtra(HeliographError, ImportError):
         super().__init__(f"{package} is not installed. Install it with: pip install 'heliograph[{extra}]'")
         self.package, self.extra = package, extra
 
+    def __reduce__(self) -> tuple[type[MissingExtra], tuple[str, str]]:
+        return type(self), (self.package, self.extra)  # a trial's process hands it over by pickle
+
 
 class MemoryEstimateError(HeliographError, MemoryError):
     """The estimate of what a call would allocate exceeds the budget; raised before anything is allocated."""

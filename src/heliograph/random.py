@@ -8,6 +8,7 @@ operations that IEEE 754 rounds exactly, hence numpy and torch agree bit for bit
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,9 +58,9 @@ class CounterRng:
     """
 
     def __init__(self, seed: int) -> None:
-        if not 0 <= seed < 2**64:
+        self.seed = operator.index(seed)  # numpy's narrow integers would wrap in the arithmetic below
+        if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed must lie in [0, 2**64); got {seed}")
-        self.seed = seed
 
     def at(self, step: int = 0, item: int = 0, layer: int = 0) -> CounterStream:
         """The stream of this step, item and layer.
@@ -69,6 +70,7 @@ class CounterRng:
             item: from 0 to 2**32 - 1, for example a sample or an expert.
             layer: from 0 to 2**16 - 1.
         """
+        step, item, layer = operator.index(step), operator.index(item), operator.index(layer)
         for name, value, bits in (("step", step, 32), ("item", item, 32), ("layer", layer, 16)):
             if not 0 <= value < 2**bits:
                 raise ValueError(f"{name} must lie in [0, 2**{bits}); got {value}")
@@ -95,6 +97,7 @@ class CounterStream:
         Returns:
             int64 array (numpy) or tensor (torch) of ``count`` words; two's complement, all bits random.
         """
+        count, start = operator.index(count), operator.index(start)
         if count < 0 or start < 0 or start + count > 2**46:
             raise ValueError(f"elements must lie in [0, 2**46]; got start {start}, count {count}")
         index = _arange(start, count, device)
@@ -121,11 +124,14 @@ class CounterStream:
         """Integers in [low, high); the bias is below 2**-21 for ranges up to 2**32.
 
         Raises:
-            ValueError: an empty range, or one wider than 2**32.
+            ValueError: an empty range, one wider than 2**32, or one outside the 64-bit integers.
         """
+        low, high = operator.index(low), operator.index(high)
         width = high - low
         if not 0 < width <= 2**32:
             raise ValueError(f"need low < high and at most 2**32 values; got [{low}, {high})")
+        if low < -(2**63) or high > 2**63:
+            raise ValueError(f"the values must fit 64-bit integers; got [{low}, {high})")
         return low + (((self.bits(count, start, device) >> 11) & ((1 << 53) - 1)) % width)
 
     def normal(self, count: int, start: int = 0, device: Any = None) -> Any:

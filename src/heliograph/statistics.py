@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import special
 
 from heliograph.random import CounterRng
@@ -59,6 +60,15 @@ def _check_level(level: float) -> None:
         raise ValueError(f"a confidence level lies in (0, 1); got {level}")
 
 
+def _finite_row(effects: Sequence[float]) -> NDArray[np.float64]:
+    values = np.asarray(effects, dtype=float)
+    if values.ndim != 1:
+        raise ValueError(f"effects must be one row, one number a block; got shape {values.shape}")
+    if not np.isfinite(values).all():
+        raise ValueError("an effect is not finite")
+    return values
+
+
 def simultaneous_level(level: float, intervals: int) -> float:
     """The level of each of ``intervals`` intervals so that all hold together with ``level`` (Bonferroni)."""
     _check_level(level)
@@ -83,11 +93,9 @@ def paired_t(effects: Sequence[float], level: float = 0.95) -> Interval:
         ValueError: fewer than two effects, or one that is not finite.
     """
     _check_level(level)
-    values = np.asarray(effects, dtype=float)
-    if values.ndim != 1 or len(values) < 2:
-        raise ValueError(f"an interval needs at least two blocks; got shape {values.shape}")
-    if not np.isfinite(values).all():
-        raise ValueError("an effect is not finite")
+    values = _finite_row(effects)
+    if len(values) < 2:
+        raise ValueError(f"an interval needs at least two blocks; got {len(values)}")
     mean = float(values.mean())
     spread = float(values.std(ddof=1)) / math.sqrt(len(values))
     half = t_quantile(0.5 + level / 2, len(values) - 1) * spread
@@ -133,7 +141,9 @@ def wilson(successes: int, trials: int, level: float = 0.95) -> Interval:
     share = successes / trials
     centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
     half = z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    return Interval(share, max(0.0, centre - half), min(1.0, centre + half), level, trials)
+    low = 0.0 if successes == 0 else max(0.0, centre - half)  # rounding would miss 0 and 1 at the ends
+    high = 1.0 if successes == trials else min(1.0, centre + half)
+    return Interval(share, low, high, level, trials)
 
 
 def rule_of_three(trials: int, level: float = 0.95) -> float:
@@ -145,7 +155,13 @@ def rule_of_three(trials: int, level: float = 0.95) -> float:
 
 
 def mcnemar_p_value(only_first: int, only_second: int) -> float:
-    """Exact two-sided McNemar test on the discordant pairs; 1.0 where there are none."""
+    """Exact two-sided McNemar test on the discordant pairs; 1.0 where there are none.
+
+    Raises:
+        ValueError: a count is negative.
+    """
+    if only_first < 0 or only_second < 0:
+        raise ValueError(f"counts of pairs cannot be negative; got {only_first} and {only_second}")
     discordant = only_first + only_second
     if discordant == 0:
         return 1.0
@@ -155,34 +171,34 @@ def mcnemar_p_value(only_first: int, only_second: int) -> float:
 def mcnemar_difference(first: Sequence[bool], second: Sequence[bool], level: float = 0.95) -> Interval:
     """Difference of two paired success rates, first minus second; excludes 0 exactly when McNemar's test rejects.
 
-    The exact interval of the share of discordant pairs won by ``first`` is carried over to the difference of rates at
-    the observed number of discordant pairs. Without discordant pairs, the rule of three bounds the difference.
+    The difference is (rate of discordant pairs) x (2 x share of them won by ``first`` - 1). The ends are its extremes
+    over the two exact intervals; the share alone decides the sign, hence the agreement with McNemar's test. Where one
+    outcome never beats the other the rate alone decides, and without discordant pairs this is the rule of three.
 
     Raises:
         ValueError: unequal or zero lengths.
     """
+    _check_level(level)
     a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
     if a.shape != b.shape or a.ndim != 1 or len(a) == 0:
         raise ValueError(f"paired outcomes must be two rows of one length; got {a.shape} and {b.shape}")
     wins, losses, count = int((a & ~b).sum()), int((b & ~a).sum()), len(a)
-    if wins + losses == 0:
-        bound = rule_of_three(count, 0.5 + level / 2)
-        return Interval(0.0, -bound, bound, level, count)
-    share = clopper_pearson(wins, wins + losses, level)
-    scale = (wins + losses) / count
-    return Interval(
-        (wins - losses) / count, (2 * share.low - 1) * scale, (2 * share.high - 1) * scale, level, count
-    )
+    rate = clopper_pearson(wins + losses, count, level)
+    share = clopper_pearson(wins, wins + losses, level) if wins + losses else Interval(0.5, 0.0, 1.0, level, 0)
+    worst, best = 2 * share.low - 1, 2 * share.high - 1
+    low = worst * (rate.low if worst > 0 else rate.high)
+    high = best * (rate.high if best > 0 else rate.low)
+    return Interval((wins - losses) / count, low, high, level, count)
 
 
 def bootstrap_mean(effects: Sequence[float], level: float = 0.95, seed: int = 0, draws: int = 4000) -> Interval:
     """Percentile bootstrap of the mean; refused below 20 blocks, where it is too narrow.
 
     Raises:
-        ValueError: fewer than 20 effects.
+        ValueError: fewer than 20 effects, or one that is not finite.
     """
     _check_level(level)
-    values = np.asarray(effects, dtype=float)
+    values = _finite_row(effects)
     if len(values) < MIN_BOOTSTRAP_BLOCKS:
         raise ValueError(f"the bootstrap needs {MIN_BOOTSTRAP_BLOCKS} blocks or more; got {len(values)}")
     picks = CounterRng(seed).at().integers(0, len(values), draws * len(values)).reshape(draws, len(values))

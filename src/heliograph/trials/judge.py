@@ -248,17 +248,13 @@ def _finding(
     )
 
 
-def _select(
-    part: Claim | Control, records: tuple[TrialRecord, ...], planned: Sequence[Mapping[str, Any]]
-) -> _Measured:
+def _select(part: Claim | Control, records: tuple[TrialRecord, ...], planned: Sequence[Mapping[str, Any]]) -> _Measured:
     """The records that a claim or control looks at, and the planned trials that left none."""
     arms = {"", part.contender, part.baseline}
 
     def concerns(experiment: str, workload: str, contender: str) -> bool:
         return (
-            experiment == part.experiment
-            and contender in arms
-            and (not part.workloads or workload in part.workloads)
+            experiment == part.experiment and contender in arms and (not part.workloads or workload in part.workloads)
         )
 
     ok = tuple(r for r in records if r.status == "ok" and concerns(r.experiment, r.workload, r.contender))
@@ -266,9 +262,7 @@ def _select(
     asked = [p for p in planned if concerns(p["experiment"], p["workload"], p["contender"])]
     missing = [p["id"] for p in asked if p["id"] not in done]
     if not planned:
-        missing = [
-            r.trial for r in records if r.status != "ok" and concerns(r.experiment, r.workload, r.contender)
-        ]
+        missing = [r.trial for r in records if r.status != "ok" and concerns(r.experiment, r.workload, r.contender)]
     return _Measured(
         records=ok,
         missing=tuple(
@@ -369,7 +363,9 @@ def _line(claim: Claim, sign: float) -> tuple[float, float]:
 def _shown(claim: Claim, sign: float, effect: float) -> float:
     """An oriented effect in the unit that people read."""
     if isinstance(claim.kind, Bound):
-        return claim.kind.value * math.exp(sign * effect) if claim.effect == "ratio" else claim.kind.value + sign * effect
+        return (
+            claim.kind.value * math.exp(sign * effect) if claim.effect == "ratio" else claim.kind.value + sign * effect
+        )
     return math.exp(effect) if claim.effect == "ratio" else effect
 
 
@@ -394,9 +390,11 @@ def _why(claim: Claim, verdict: Verdict, low: float, high: float) -> str:
     if verdict == "weaker":
         return f"the interval {span} is better than {nothing} but does not wholly reach our threshold {line}"
     if verdict == "fails":
-        return f"the interval {span} excludes our threshold {line} and does not exclude {nothing}" if (
-            isinstance(claim.kind, Superior) and high >= (1 if claim.effect == "ratio" else 0)
-        ) else f"the interval {span} lies on the wrong side"
+        return (
+            f"the interval {span} excludes our threshold {line} and does not exclude {nothing}"
+            if (isinstance(claim.kind, Superior) and high >= (1 if claim.effect == "ratio" else 0))
+            else f"the interval {span} lies on the wrong side"
+        )
     return f"the interval {span} contains both no effect and our threshold {line}: these data cannot tell"
 
 

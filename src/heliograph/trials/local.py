@@ -21,7 +21,7 @@ from typing import Any, Literal, Protocol
 from heliograph.errors import HeliographError
 from heliograph.trials.execute import TAIL_CHARACTERS, one_thread_environment
 from heliograph.trials.plan import Trial
-from heliograph.trials.record import TrialRecord
+from heliograph.trials.record import TrialRecord, failed_record
 
 __all__ = ["Event", "Executor", "LocalExecutor"]
 
@@ -236,9 +236,7 @@ class LocalExecutor:
         if time.monotonic() - running.began > trial.time_limit_s:
             running.killed = f"timed_out: stopped after its limit of {trial.time_limit_s:g} s"
         elif (resident := _resident_bytes(running.pid)) > trial.memory_limit_bytes:
-            running.killed = (
-                f"out_of_memory: held {resident / 2**20:.0f} MiB; its limit is {trial.memory_limit_bytes / 2**20:.0f} MiB"
-            )
+            running.killed = f"out_of_memory: held {resident / 2**20:.0f} MiB; its limit is {trial.memory_limit_bytes / 2**20:.0f} MiB"
         if running.killed:
             _kill_group(running.pid)
 
@@ -261,19 +259,12 @@ class LocalExecutor:
             failed, reason = "crashed", _why_it_died(status)
             if running.killed:
                 failed, _, reason = running.killed.partition(": ")
-            trial = running.trial
-            record = TrialRecord(
-                trial=trial.id,
-                slug=trial.slug,
-                experiment=trial.experiment,
-                workload=trial.workload.name,
-                block=trial.block,
-                seed=trial.seed,
-                contender=trial.contender,
-                status=failed,  # type: ignore[arg-type]
+            record = failed_record(
+                running.trial,
+                failed,  # type: ignore[arg-type]
+                f"{reason}\n{tail}".strip(),
                 said=tuple(running.said),
                 wall_s=time.monotonic() - running.began,
-                tail=f"{reason}\n{tail}".strip(),
                 host=socket.gethostname(),
                 started_at=running.started_at,
             )

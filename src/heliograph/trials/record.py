@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from heliograph.errors import BadInput
 
-__all__ = ["RecordWriter", "RunHeader", "TrialRecord", "check_metrics", "read_records"]
+__all__ = ["RecordWriter", "RunHeader", "TrialRecord", "check_metrics", "failed_record", "read_records"]
 
 FORMAT = "heliograph-record-1"
 Status = Literal["ok", "crashed", "timed_out", "out_of_memory"]
@@ -117,8 +117,9 @@ class RunHeader:
             BadInput: keys are missing.
         """
         known = {f.name for f in fields(cls)}
+        facts: dict[str, Any] = {k: tuple(v) if k == "slugs" else v for k, v in data.items() if k in known}
         try:
-            return cls(**{k: tuple(v) if k == "slugs" else v for k, v in data.items() if k in known})
+            return cls(**facts)
         except TypeError as error:
             raise BadInput(f"not a run header of this version: {error}") from None
 
@@ -206,10 +207,21 @@ def read_records(path: Path) -> tuple[RunHeader, list[TrialRecord]]:
                     break
                 raise BadInput(f"{path}, line {number}: not JSON: {error}") from None
     if not documents or not isinstance(documents[0], dict) or documents[0].get("format") != FORMAT:
-        raise BadInput(f"{path} is not a record of heliograph: its first line must carry \"format\": \"{FORMAT}\"")
+        raise BadInput(f'{path} is not a record of heliograph: its first line must carry "format": "{FORMAT}"')
     return RunHeader.from_json(documents[0]), [TrialRecord.from_json(d) for d in documents[1:]]
 
 
-def by_trial(records: Iterable[TrialRecord]) -> dict[str, TrialRecord]:
-    """The last record of each trial."""
-    return {record.trial: record for record in records}
+def failed_record(trial: Any, status: Status, reason: str, **facts: Any) -> TrialRecord:
+    """The record of a :class:`~heliograph.trials.plan.Trial` that left none itself."""
+    return TrialRecord(
+        trial=trial.id,
+        slug=trial.slug,
+        experiment=trial.experiment,
+        workload=trial.workload.name,
+        block=trial.block,
+        seed=trial.seed,
+        contender=trial.contender,
+        status=status,
+        tail=reason,
+        **facts,
+    )

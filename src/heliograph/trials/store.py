@@ -181,9 +181,7 @@ class Store:
         """Findings and controls of a run as plain data, by system."""
         with self._begin("read") as connection:
             query = select(_FINDINGS).where(_FINDINGS.c.run == self._resolve(connection, run))
-            return {
-                r.slug: {"findings": r.findings, "controls": r.controls} for r in connection.execute(query).all()
-            }
+            return {r.slug: {"findings": r.findings, "controls": r.controls} for r in connection.execute(query).all()}
 
     def runs(self, slug: str | None = None, limit: int = 50) -> list[RunSummary]:
         """The latest runs first."""

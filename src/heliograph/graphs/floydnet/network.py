@@ -19,7 +19,7 @@ from heliograph.graphs.floydnet.attention import pivotal_attention, pivotal_atte
 from heliograph.graphs.floydnet.embedding import StateEmbedding
 from heliograph.graphs.floydnet.inputs import batch_pyg
 
-__all__ = ["FloydNet", "FloydOutput", "PivotalAttentionBlock"]
+__all__ = ["FloydNet", "FloydOutput", "PivotalAttentionBlock", "PivotalStack", "sum_to_vertices", "tuple_mask_of"]
 
 LEVELS = ("graph", "vertex", "edge")
 _ACTIVATIONS = {"silu": nn.SiLU, "relu": nn.ReLU, "gelu": nn.GELU}
@@ -151,6 +151,42 @@ class PivotalAttentionBlock(nn.Module):
         return self.out(gathered_BHSD.movedim(1, -2).flatten(-2))
 
 
+class PivotalStack(nn.Module):
+    """Blocks in a row on a given state; padded tuples are 0 after every block and never serve as pivots.
+
+    Args:
+        depth: number of blocks.
+        checkpoint_blocks: recompute each block in the backward pass, keeping only its input.
+        block_options: of :class:`PivotalAttentionBlock`.
+    """
+
+    def __init__(self, depth: int, checkpoint_blocks: bool = False, **block_options: Any) -> None:
+        super().__init__()
+        if depth < 0:
+            raise BadInput(f"depth is a number of blocks; got {depth}")
+        self.checkpoint_blocks = checkpoint_blocks
+        self.order: int = block_options.get("order", 2)
+        self.blocks = nn.ModuleList(PivotalAttentionBlock(**block_options) for _ in range(depth))
+
+    def forward(self, state_BSC: Tensor, vertex_mask_BM: Tensor | None = None) -> Tensor:
+        """Refines [B, *S, C]; vertex_mask_BM is True on real vertices (None: all are)."""
+        tuple_mask = attn_mask = None
+        if vertex_mask_BM is not None and not bool(vertex_mask_BM.all()):
+            tuple_mask = tuple_mask_of(vertex_mask_BM, self.order).unsqueeze(-1)
+            rows = vertex_mask_BM[:, None, :, *([None] * self.order)]
+            pivots = vertex_mask_BM[:, None, *([None] * self.order), :]
+            attn_mask = rows & pivots
+            state_BSC = state_BSC * tuple_mask
+        for block in self.blocks:
+            if self.checkpoint_blocks and torch.is_grad_enabled():
+                state_BSC = checkpoint(block, state_BSC, attn_mask, use_reentrant=False)
+            else:
+                state_BSC = block(state_BSC, attn_mask)
+            if tuple_mask is not None:
+                state_BSC = state_BSC * tuple_mask
+        return state_BSC
+
+
 @dataclass(frozen=True)
 class FloydOutput:
     """What the chosen read-outs gave; the others are None. Padded vertices and pairs hold 0.
@@ -223,15 +259,26 @@ class FloydNet(nn.Module):
         if order != 2 and (diffusion or readout_adjacency):
             raise BadInput("diffusion and readout_adjacency exist for pairs only: use order=2")
         self.dim, self.order, self.levels = dim, order, tuple(levels)
-        self.readout_adjacency, self.checkpoint_blocks = readout_adjacency, checkpoint_blocks
+        self.readout_adjacency = readout_adjacency
         self.embedding = StateEmbedding(dim, order, edge_vocab, node_vocab, super_node, diffusion)
-        self.blocks = nn.ModuleList(
-            PivotalAttentionBlock(
-                dim, heads, order, norm, feed_forward, ffn_ratio, activation, dropout, attention_dropout, softmax_cap,
-                bias, prenorm, chunk, byte_budget,
-            )
-            for _ in range(depth)
-        )  # fmt: skip
+        self.stack = PivotalStack(
+            depth,
+            checkpoint_blocks,
+            dim=dim,
+            heads=heads,
+            order=order,
+            norm=norm,
+            feed_forward=feed_forward,
+            ffn_ratio=ffn_ratio,
+            activation=activation,
+            dropout=dropout,
+            attention_dropout=attention_dropout,
+            softmax_cap=softmax_cap,
+            bias=bias,
+            prenorm=prenorm,
+            chunk=chunk,
+            byte_budget=byte_budget,
+        )
         self.heads = nn.ModuleDict({level: _head(dim, out_dim or dim, head_layers) for level in self.levels})
 
     @property
@@ -262,7 +309,7 @@ class FloydNet(nn.Module):
             MemoryEstimateError: the estimate of one attention exceeds ``byte_budget``.
         """
         state_BSC, vertex_mask_BM = self.embedding(adj, edge_attr, node_attr, mask, noisy, log_snr)
-        state_BSC = self.refine(state_BSC, vertex_mask_BM)
+        state_BSC = self.stack(state_BSC, vertex_mask_BM)
         return self._read(state_BSC, vertex_mask_BM, adj)
 
     def forward_pyg(self, batch: Any) -> FloydOutput:
@@ -283,28 +330,10 @@ class FloydNet(nn.Module):
             edge = out.edge[graph_of[tails], place[tails], place[heads]]
         return FloydOutput(out.graph, vertex, edge)
 
-    def refine(self, state_BSC: Tensor, vertex_mask_BM: Tensor | None = None) -> Tensor:
-        """Runs the blocks on a given state; padded tuples are 0 after every block and never serve as pivots."""
-        tuple_mask = attn_mask = None
-        if vertex_mask_BM is not None and not bool(vertex_mask_BM.all()):
-            tuple_mask = tuple_mask_of(vertex_mask_BM, self.order).unsqueeze(-1)
-            rows = vertex_mask_BM[:, None, :, *([None] * self.order)]
-            pivots = vertex_mask_BM[:, None, *([None] * self.order), :]
-            attn_mask = rows & pivots
-            state_BSC = state_BSC * tuple_mask
-        for block in self.blocks:
-            if self.checkpoint_blocks and torch.is_grad_enabled():
-                state_BSC = checkpoint(block, state_BSC, attn_mask, use_reentrant=False)
-            else:
-                state_BSC = block(state_BSC, attn_mask)
-            if tuple_mask is not None:
-                state_BSC = state_BSC * tuple_mask
-        return state_BSC
-
     def fingerprint(self, adj: Tensor) -> Tensor:
         """The mean of the final state over all tuples, [B, C]: what :func:`wl_distinguishes` compares."""
         state_BSC, vertex_mask_BM = self.embedding(adj)
-        return self.refine(state_BSC, vertex_mask_BM).flatten(1, -2).mean(dim=1)
+        return self.stack(state_BSC, vertex_mask_BM).flatten(1, -2).mean(dim=1)
 
     def _read(self, state_BSC: Tensor, vertex_mask_BM: Tensor, adj: Tensor) -> FloydOutput:
         first = int(self.has_super_node)
