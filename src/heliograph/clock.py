@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+import math
 import selectors
 import time
 from collections.abc import Callable, Coroutine
@@ -156,6 +157,16 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def now(self) -> float:
         """The same, under the name that :class:`Clock` uses."""
         return self.time()
+
+    @property
+    def _clock_resolution(self) -> float:
+        # asyncio runs the timers that lie before time() + this. Its own constant, a nanosecond, vanishes in the sum
+        # once time() passes 2**24 s, and the loop would spin for ever.
+        return math.ulp(self.time())
+
+    @_clock_resolution.setter
+    def _clock_resolution(self, value: float) -> None:
+        """Ignores what asyncio sets at construction."""
 
 
 def run_virtual(main: Coroutine[Any, Any, T]) -> T:

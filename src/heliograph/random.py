@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,12 +57,12 @@ class CounterRng:
         seed: any integer from 0 to 2**64 - 1.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: SupportsIndex) -> None:
         self.seed = operator.index(seed)  # numpy's narrow integers would wrap in the arithmetic below
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed must lie in [0, 2**64); got {seed}")
 
-    def at(self, step: int = 0, item: int = 0, layer: int = 0) -> CounterStream:
+    def at(self, step: SupportsIndex = 0, item: SupportsIndex = 0, layer: SupportsIndex = 0) -> CounterStream:
         """The stream of this step, item and layer.
 
         Args:
@@ -86,7 +86,7 @@ class CounterStream:
     item: int
     layer: int
 
-    def bits(self, count: int, start: int = 0, device: Any = None) -> Any:
+    def bits(self, count: SupportsIndex, start: SupportsIndex = 0, device: Any = None) -> Any:
         """Random 64-bit words for elements ``start .. start + count - 1``.
 
         Args:
@@ -115,12 +115,12 @@ class CounterStream:
             # Shifting the top word left past the sign bit wraps; built from parts so that no library complains.
             return low | (((top & 0x7FFFFFFF) << 32) | -(top >> 31) * (1 << 62) * 2)
 
-    def uniform(self, count: int, start: int = 0, device: Any = None) -> Any:
+    def uniform(self, count: SupportsIndex, start: SupportsIndex = 0, device: Any = None) -> Any:
         """Float64 in the open interval (0, 1): odd multiples of 2**-53."""
         mantissa = (self.bits(count, start, device) >> 12) & ((1 << 52) - 1)
         return ((_to_float(mantissa) if device is None else mantissa.double()) + 0.5) * 2.0**-52
 
-    def integers(self, low: int, high: int, count: int, start: int = 0, device: Any = None) -> Any:
+    def integers(self, low: int, high: int, count: SupportsIndex, start: SupportsIndex = 0, device: Any = None) -> Any:
         """Integers in [low, high); the bias is below 2**-21 for ranges up to 2**32.
 
         Raises:
@@ -134,12 +134,12 @@ class CounterStream:
             raise ValueError(f"the values must fit 64-bit integers; got [{low}, {high})")
         return low + (((self.bits(count, start, device) >> 11) & ((1 << 53) - 1)) % width)
 
-    def normal(self, count: int, start: int = 0, device: Any = None) -> Any:
+    def normal(self, count: SupportsIndex, start: SupportsIndex = 0, device: Any = None) -> Any:
         """Float64 standard normals by the inverse distribution function (Wichura's AS 241, 1988)."""
         uniform = self.uniform(count, start, device)
         return _inverse_normal(uniform)
 
-    def rademacher(self, count: int, start: int = 0, device: Any = None) -> Any:
+    def rademacher(self, count: SupportsIndex, start: SupportsIndex = 0, device: Any = None) -> Any:
         """Float64 signs, -1 or 1 with equal chance."""
         sign = self.bits(count, start, device) & 1
         return (_to_float(sign) if device is None else sign.double()) * 2.0 - 1.0

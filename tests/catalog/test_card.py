@@ -95,7 +95,7 @@ def test_a_card_without_claims_is_refused() -> None:
 
 def test_text_that_is_not_toml_is_refused_with_its_line() -> None:
     with pytest.raises(CardError, match=r"shout\.toml: not valid TOML: .*line 2"):
-        parse_card('slug = "shout"\ntitle = "Shout', "shout.toml")
+        parse_card('slug = "shout"\ntitle = "Shout\n', "shout.toml")
 
 
 def test_a_file_named_otherwise_than_its_slug_is_refused(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import json
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -118,6 +120,8 @@ def plug_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MakePlugin:
         for slug, text in (cards or {}).items():
             (folder / "cards").mkdir(exist_ok=True)
             (folder / "cards" / f"{slug}.toml").write_text(text, encoding="utf-8")
+        monkeypatch.delitem(sys.modules, folder.name, raising=False)
+        importlib.invalidate_caches()
         announced.append(importlib.metadata.EntryPoint(name, value or folder.name, registry.PLUGIN_GROUP))
 
     return make

@@ -80,7 +80,8 @@ def test_topological_order_is_the_one_of_depth_first_search():
         while following[order[-1]] != order[-1]:
             order.append(int(following[order[-1]]))
         place = {vertex: position for position, vertex in enumerate(order)}
-        assert sorted(order) == sorted(graph) and all(place[u] < place[v] for u, v in graph.edges())
+        assert sorted(order) == sorted(graph)
+        assert all(place[u] < place[v] for u, v in graph.edges())
         graph = nx.DiGraph({v: sorted(graph[v]) for v in sorted(graph)})
         assert order == list(reversed(list(nx.dfs_postorder_nodes(graph))))
 
@@ -88,7 +89,8 @@ def test_topological_order_is_the_one_of_depth_first_search():
 def test_insertion_sort_points_to_the_entry_before():
     for batch, number, (before,) in instances("insertion_sort"):
         order = np.argsort(batch.vertex[number, :, 1])
-        assert before[order[0]] == order[0] and (before[order[1:]] == order[:-1]).all()
+        assert before[order[0]] == order[0]
+        assert (before[order[1:]] == order[:-1]).all()
 
 
 def test_lcs_directions_trace_back_a_longest_common_subsequence():
@@ -115,22 +117,29 @@ def test_lcs_directions_trace_back_a_longest_common_subsequence():
 @pytest.mark.parametrize("task", sorted(TASKS))
 def test_batches_have_one_format(task):
     batch = sample_batch(task, 3, 7, seed=1)
-    assert len(batch) == 3 and batch.vertex.shape[:2] == (3, 7) and batch.edge.shape[:3] == (3, 7, 7)
+    assert len(batch) == 3
+    assert batch.vertex.shape[:2] == (3, 7)
+    assert batch.edge.shape[:3] == (3, 7, 7)
     assert batch.vertex.dtype == batch.edge.dtype == batch.graph.dtype == np.float32
-    assert np.allclose(batch.vertex[:, :, 0], np.arange(7) / 7) and batch.mask.all()
+    assert np.allclose(batch.vertex[:, :, 0], np.arange(7) / 7)
+    assert batch.mask.all()
     for target in batch.targets:
         assert target.values.dtype == np.int64
         limit = target.classes or (2 if target.kind.startswith("mask") else 7)
-        assert target.values.min() >= -1 and target.values.max() < limit
+        assert target.values.min() >= -1
+        assert target.values.max() < limit
     again, other = sample_batch(task, 3, 7, seed=1), sample_batch(task, 3, 7, seed=2)
-    assert (again.edge == batch.edge).all() and (again.vertex == batch.vertex).all()
+    assert (again.edge == batch.edge).all()
+    assert (again.vertex == batch.vertex).all()
     assert (other.edge != batch.edge).any() or (other.vertex != batch.vertex).any()
 
 
 def test_weights_are_between_zero_and_one_symmetric_and_on_edges_only():
     batch = sample_batch("dijkstra", 20, 8)
     adj, weight = batch.edge[..., 0], batch.edge[..., 1]
-    assert (weight == weight.transpose(0, 2, 1)).all() and weight.min() >= 0 and weight.max() < 1
+    assert (weight == weight.transpose(0, 2, 1)).all()
+    assert weight.min() >= 0
+    assert weight.max() < 1
     assert (weight[adj == 0] == 0).all()
 
 
@@ -156,8 +165,10 @@ def test_the_benchmarks_own_batches_are_adapted():
         point("adj", "edge", "mask", mine.edge[..., 0]),
     ]
     adapted = from_clrs(feedback(inputs, [point("Pi", "edge", "pointer", mine.targets[0].values)]), "floyd_warshall")
-    assert (adapted.vertex == mine.vertex).all() and (adapted.edge == mine.edge).all()
-    assert adapted.targets[0].kind == "pair_pointer" and (adapted.targets[0].values == mine.targets[0].values).all()
+    assert (adapted.vertex == mine.vertex).all()
+    assert (adapted.edge == mine.edge).all()
+    assert adapted.targets[0].kind == "pair_pointer"
+    assert (adapted.targets[0].values == mine.targets[0].values).all()
 
 
 def test_tasks_without_a_graph_get_the_complete_one_and_categories_keep_their_mask():
@@ -171,8 +182,11 @@ def test_tasks_without_a_graph_get_the_complete_one_and_categories_keep_their_ma
         point("goal", "graph", "scalar", np.zeros(2)),
     ]
     adapted = from_clrs(feedback(inputs, [point("b", "edge", "categorical", classes)]), "lcs_length")
-    assert (adapted.vertex == mine.vertex).all() and (adapted.edge == mine.edge).all() and adapted.graph.shape == (2, 1)
-    assert adapted.targets[0].kind == "pair_category" and (adapted.targets[0].values == wanted).all()
+    assert (adapted.vertex == mine.vertex).all()
+    assert (adapted.edge == mine.edge).all()
+    assert adapted.graph.shape == (2, 1)
+    assert adapted.targets[0].kind == "pair_category"
+    assert (adapted.targets[0].values == wanted).all()
 
 
 @pytest.mark.parametrize(
@@ -184,7 +198,8 @@ def test_tasks_without_a_graph_get_the_complete_one_and_categories_keep_their_ma
 def test_vertex_outputs_keep_their_kind(kind, data, expected):
     inputs = [point("pos", "node", "scalar", [[0.0, 0.5]])]
     adapted = from_clrs(feedback(inputs, [point("out", "node", kind, data)]), "some_task")
-    assert adapted.targets[0].kind == expected and adapted.targets[0].values.shape == (1, 2)
+    assert adapted.targets[0].kind == expected
+    assert adapted.targets[0].values.shape == (1, 2)
 
 
 def test_an_output_without_counterpart_is_refused():

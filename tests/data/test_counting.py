@@ -61,7 +61,8 @@ def test_levels_sum_to_the_automorphism_factors():
 
 def test_the_same_seed_draws_the_same_graphs():
     one, same, other = (random_counting_graphs(6, 10, seed=seed) for seed in (1, 1, 2))
-    assert (one.adj == same.adj).all() and (one.adj != other.adj).any()
+    assert (one.adj == same.adj).all()
+    assert (one.adj != other.adj).any()
 
 
 def test_half_of_the_graphs_are_regular_and_padding_is_empty():
@@ -70,13 +71,29 @@ def test_half_of_the_graphs_are_regular_and_padding_is_empty():
         degrees = graphs.adj[number].sum(axis=1)[graphs.mask[number]]
         assert len(set(degrees.tolist())) == 1
     outside = ~graphs.mask
-    assert (graphs.adj[outside] == 0).all() and (graphs.vertex[outside] == 0).all()
+    assert (graphs.adj[outside] == 0).all()
+    assert (graphs.vertex[outside] == 0).all()
 
 
-def test_a_selection_keeps_graphs_and_counts_together():
-    graphs = random_counting_graphs(6, 8)
-    part = graphs.select([4, 1])
-    assert len(part) == 2 and (part.adj[0] == graphs.adj[4]).all() and (part.graph[1] == graphs.graph[1]).all()
+def test_a_selection_keeps_graphs_and_counts_together_and_drops_padding():
+    graphs = random_counting_graphs(20, 12)
+    smallest = int(graphs.mask.sum(axis=1).argmin())
+    part = graphs.select([smallest])
+    size = int(graphs.mask[smallest].sum())
+    assert part.adj.shape == (1, size, size)
+    assert part.mask.all()
+    assert (part.edge[0] == graphs.edge[smallest, :size, :size]).all()
+    assert (part.vertex[0] == graphs.vertex[smallest, :size]).all()
+    assert (part.graph[0] == graphs.graph[smallest]).all()
+
+
+def test_batches_hold_every_graph_once_by_size():
+    graphs = random_counting_graphs(21, 12)
+    batches = graphs.batches(8)
+    assert [len(batch) for batch in batches] == [8, 8, 5]
+    assert sum(batch.graph.sum() for batch in batches) == graphs.graph.sum()
+    widths = [batch.adj.shape[1] for batch in batches]
+    assert widths == sorted(widths)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,8 @@ def test_strongly_regular_graphs_have_their_parameters(graph, parameters):
     squared = adj @ adj
     others = ~np.eye(len(adj), dtype=bool)
     assert set(adj.sum(axis=0)) == {degree}
-    assert set(squared[adj == 1]) == {adjacent} and set(squared[(adj == 0) & others]) == {apart}
+    assert set(squared[adj == 1]) == {adjacent}
+    assert set(squared[(adj == 0) & others]) == {apart}
 
 
 def test_the_chang_graphs_differ_from_t8_and_from_each_other():
@@ -48,7 +49,8 @@ def test_two_twists_cancel_in_cfi():
     base = nx.complete_graph(4)
     even, odd = cfi_pair(base).first, cfi_pair(base).second
     other_base = nx.relabel_nodes(base, {0: 3, 3: 0})
-    assert nx.is_isomorphic(odd, cfi_pair(other_base).second) and not nx.is_isomorphic(even, odd)
+    assert nx.is_isomorphic(odd, cfi_pair(other_base).second)
+    assert not nx.is_isomorphic(even, odd)
 
 
 def test_cfi_of_a_cycle_is_two_cycles_against_one():
@@ -64,7 +66,14 @@ def test_cfi_of_k4_is_the_rook_and_shrikhande_pair():
 
 
 @pytest.mark.parametrize(
-    "base", [nx.empty_graph(2), nx.empty_graph(0), nx.Graph([(0, 1), (2, 3)]), nx.Graph([(0, 0), (0, 1)]), nx.DiGraph([(0, 1)])]
+    "base",
+    [
+        nx.empty_graph(2),
+        nx.empty_graph(0),
+        nx.Graph([(0, 1), (2, 3)]),
+        nx.Graph([(0, 0), (0, 1)]),
+        nx.DiGraph([(0, 1)]),
+    ],
 )
 def test_a_base_that_cannot_be_twisted_is_refused(base):
     with pytest.raises(BadInput):
@@ -95,7 +104,8 @@ def test_the_published_layout_gives_400_pairs(tmp_path):
     array = np.array([graph6(nx.cycle_graph(3 + number % 128 // 64)) for number in range(51_200)])
     np.save(tmp_path / "brec_v3.npy", array)
     pairs = read_brec(tmp_path / "brec_v3.npy")
-    assert len(pairs) == 400 and [len(pair.first) for pair in pairs[:3]] == [3, 4, 3]
+    assert len(pairs) == 400
+    assert [len(pair.first) for pair in pairs[:3]] == [3, 4, 3]
 
 
 class Hostile:

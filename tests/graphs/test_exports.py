@@ -26,7 +26,8 @@ def test_the_data_modules_need_no_torch():
 def test_without_torch_the_install_line_is_named():
     code = "import sys; sys.modules['torch'] = None\nfrom heliograph.graphs import FloydNet"
     result = run(code)
-    assert "MissingExtra" in result.stderr and "pip install 'heliograph[graphs]'" in result.stderr
+    assert "MissingExtra" in result.stderr
+    assert "pip install 'heliograph[graphs]'" in result.stderr
 
 
 def test_every_public_name_resolves():

@@ -35,10 +35,10 @@ MAX_COMPOUND = 8
 MAX_COMPLETIONS = 40
 MAX_QUERY = 10_000
 STOP_WORDS = {
-    "a", "an", "and", "are", "as", "at", "be", "between", "by", "can", "do", "does", "for", "from", "how", "i", "in",
-    "into", "is", "it", "its", "my", "not", "of", "on", "one", "or", "our", "over", "some", "system", "systems",
-    "than", "that", "the", "their", "them", "there", "these", "this", "to", "under", "using", "via", "want", "was",
-    "we", "what", "when", "where", "which", "who", "why", "with", "without", "you", "your",
+    "a", "an", "and", "are", "as", "at", "be", "behind", "between", "by", "can", "do", "does", "for", "from", "how",
+    "i", "in", "into", "is", "it", "its", "my", "not", "of", "on", "one", "or", "our", "over", "some", "system",
+    "systems", "than", "that", "the", "their", "them", "there", "these", "this", "to", "under", "using", "via",
+    "want", "was", "we", "what", "when", "where", "which", "who", "why", "with", "without", "you", "your",
 }  # fmt: skip
 
 Phrase = tuple[str, ...]  # stems that follow one another
@@ -192,11 +192,13 @@ def _alternatives(words: Sequence[str], completions: frozenset[str]) -> list[Alt
     """The term itself, its words apart or run together, its synonyms, and what its last word may become."""
     phrase = tuple(map(stem, words))
     text = " ".join(words)
+    synonyms = _synonyms().get(phrase, {})
     found = [Alternative(text, (phrase,), 1.0)]
     if len(words) > 1:
-        found.append(Alternative(text, tuple((part,) for part in dict.fromkeys(phrase)), SCATTERED_WEIGHT))
         found.append(Alternative("".join(words), ((stem("".join(words)),),), 1.0))
-    for term, synonym in _synonyms().get(phrase, {}).items():
+        if not synonyms:  # a term of the field means something only as a whole
+            found.append(Alternative(text, tuple((part,) for part in dict.fromkeys(phrase)), SCATTERED_WEIGHT))
+    for term, synonym in synonyms.items():
         if synonym != phrase:
             found.append(Alternative(term, (synonym,), SYNONYM_WEIGHT))
     if len(words[-1]) >= 2:

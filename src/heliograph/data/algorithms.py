@@ -1,8 +1,8 @@
 """Inputs and outputs of eight classical algorithms on random graphs, arrays and strings, in one dense batch format.
 
-The tasks and their outputs follow the CLRS-30 benchmark (arXiv:2205.15659): parents or predecessors as pointers, without
-the intermediate steps. Graphs are Erdos-Renyi with edge probability from {0.1, ..., 0.9} and weights uniform in (0, 1).
-NumPy only; ``from_clrs`` adapts a batch of ``clrs.build_sampler`` where that package is present.
+The tasks and their outputs follow the CLRS-30 benchmark (arXiv:2205.15659): parents or predecessors as pointers,
+without the intermediate steps. Graphs are Erdos-Renyi with edge probability from {0.1, ..., 0.9} and weights uniform in
+(0, 1). NumPy only; ``from_clrs`` adapts a batch of ``clrs.build_sampler`` where that package is present.
 
 Shapes: B instances, N vertices (of one batch all have the same N, or padded with ``mask``), V E G input channels of a
 vertex, an ordered pair and the whole instance.
@@ -98,12 +98,14 @@ def sample_batch(task: str, batch: int, size: int, seed: int | np.random.Generat
 
 
 def from_clrs(feedback: Any, task: str) -> AlgorithmBatch:
-    """Adapts a ``Feedback`` of ``clrs.build_sampler(...)``: its inputs by location, its outputs by type; hints are left.
+    """Adapts a ``Feedback`` of ``clrs.build_sampler(...)``: inputs by location, outputs by type; hints are left.
 
     Raises:
         BadInput: an output whose location and type have no counterpart here.
     """
-    vertex, edge, graph = [], [], []
+    vertex: list[Floats] = []
+    edge: list[Floats] = []
+    graph: list[Floats] = []
     for point in feedback.features.inputs:
         data = np.asarray(point.data, dtype=np.float32)
         where = _name(point.location)
@@ -121,9 +123,7 @@ def from_clrs(feedback: Any, task: str) -> AlgorithmBatch:
     targets = tuple(_clrs_target(point) for point in feedback.outputs)
     columns = np.concatenate(graph, axis=-1) if graph else np.zeros((batch, 0), dtype=np.float32)
     mask = np.ones((batch, size), dtype=bool)
-    return AlgorithmBatch(
-        task, np.concatenate(vertex, axis=-1), np.concatenate(edge, axis=-1), columns, mask, targets
-    )
+    return AlgorithmBatch(task, np.concatenate(vertex, axis=-1), np.concatenate(edge, axis=-1), columns, mask, targets)
 
 
 def _clrs_target(point: Any) -> Target:
@@ -283,7 +283,8 @@ _PROBABILITIES: Sequence[float] = tuple(round(0.1 * tenth, 1) for tenth in range
 
 def _erdos_renyi(random: np.random.Generator, size: int) -> NDArray[np.int64]:
     upper = np.triu(random.random((size, size)) < random.choice(_PROBABILITIES), 1)
-    return (upper | upper.T).astype(np.int64)
+    adj: NDArray[np.int64] = (upper | upper.T).astype(np.int64)
+    return adj
 
 
 def _weighted(random: np.random.Generator, size: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -299,7 +300,8 @@ def _channels(adj: NDArray[np.int64], weight: NDArray[np.float64] | None = None)
 
 
 def _flag(vertex: int, size: int) -> Floats:
-    return (np.arange(size) == vertex).astype(np.float32)[:, None]
+    flag: Floats = (np.arange(size) == vertex).astype(np.float32)[:, None]
+    return flag
 
 
 def _empty(size: int) -> Floats:

@@ -1,9 +1,9 @@
-"""Random graphs with exact substructure counts for the graph, each vertex and each ordered pair. NumPy and networkx only.
+"""Random graphs with exact substructure counts for the graph, each vertex and each ordered pair; no torch needed.
 
 Six patterns, counted as subgraphs (not induced): cycles of 3 to 6 vertices; ``chordal4``, a four-cycle with one chord;
-``chordal5``, a five-cycle with the two chords from one vertex (a hub joined to a path of four). The pair count of (i, k)
-is the number of copies that contain the edge ik, the vertex count the number that contain the vertex, so that summing
-them gives ``vertex_factor`` and ``edge_factor`` times the graph's count (arXiv:2601.19094, counting task).
+``chordal5``, a five-cycle with the two chords from one vertex (a hub joined to a path of four). The count of a pair
+(i, k) is the number of copies that contain the edge ik, the vertex count the number that contain the vertex, so that
+summing them gives ``vertex_factor`` and ``edge_factor`` times the graph's count (arXiv:2601.19094, counting task).
 
 Shapes: G graphs, N vertices after padding, T patterns.
 """
@@ -34,10 +34,12 @@ class Pattern:
 
     @property
     def vertex_factor(self) -> int:
+        """How often the vertex counts of a graph count each copy."""
         return self.vertices
 
     @property
     def edge_factor(self) -> int:
+        """How often the counts of ordered pairs count each copy."""
         return 2 * self.edges
 
 
@@ -84,10 +86,22 @@ class CountingGraphs:
         return len(self.adj)
 
     def select(self, index: slice | Sequence[int] | Array) -> CountingGraphs:
-        """The graphs at these positions, still padded to the same size."""
+        """The graphs at these positions, padded to the largest of them only."""
+        mask = self.mask[index]
+        size = max(1, int(mask.sum(axis=1).max(initial=0)))
         return CountingGraphs(
-            self.patterns, self.adj[index], self.mask[index], self.graph[index], self.vertex[index], self.edge[index]
+            self.patterns,
+            self.adj[index][:, :size, :size],
+            mask[:, :size],
+            self.graph[index],
+            self.vertex[index][:, :size],
+            self.edge[index][:, :size, :size],
         )
+
+    def batches(self, size: int) -> tuple[CountingGraphs, ...]:
+        """Batches of graphs of similar size, so that little is padded; the last may be smaller."""
+        order = np.argsort(self.mask.sum(axis=1), kind="stable")
+        return tuple(self.select(order[start : start + size]) for start in range(0, len(order), size))
 
 
 def random_counting_graphs(
@@ -104,7 +118,9 @@ def random_counting_graphs(
     """
     _refuse_unknown(patterns)
     if count < 1 or not 6 <= min_vertices <= max_vertices:
-        raise BadInput(f"need count >= 1 and 6 <= min_vertices <= max_vertices; got {count}, {min_vertices}, {max_vertices}")
+        raise BadInput(
+            f"need count >= 1 and 6 <= min_vertices <= max_vertices; got {count}, {min_vertices}, {max_vertices}"
+        )
     random = np.random.default_rng(seed)
     adj = np.zeros((count, max_vertices, max_vertices), dtype=np.int64)
     mask = np.zeros((count, max_vertices), dtype=bool)
@@ -203,12 +219,14 @@ def _count_chordal5(adj: Array) -> PatternCounts:
 def _random_graph(random: np.random.Generator, size: int, regular: bool) -> Array:
     if not regular:
         upper = np.triu(random.random((size, size)) < random.uniform(0.2, 0.5), 1)
-        return (upper | upper.T).astype(np.int64)
+        adj: Array = (upper | upper.T).astype(np.int64)
+        return adj
     degree = int(random.integers(3, min(5, size - 1) + 1))
     if degree * size % 2:
         degree += 1 if degree == 3 else -1
     graph = nx.random_regular_graph(degree, size, seed=int(random.integers(2**31)))
-    return nx.to_numpy_array(graph, nodelist=range(size), dtype=np.int64)
+    regular_adj: Array = nx.to_numpy_array(graph, nodelist=range(size), dtype=np.int64)
+    return regular_adj
 
 
 def _refuse_unknown(patterns: Sequence[str]) -> None:

@@ -76,7 +76,9 @@ def atlas_pairs() -> tuple[GraphPair, ...]:
         by_hash: dict[str, list[int]] = defaultdict(list)
         for number in group if len(group) > 1 else ():
             # as many rounds as vertices reach the stable colouring
-            with warnings.catch_warnings():  # networkx announces that its hashes changed; they never leave this function
+            with (
+                warnings.catch_warnings()
+            ):  # networkx announces that its hashes changed; they never leave this function
                 warnings.simplefilter("ignore", UserWarning)
                 colours = nx.weisfeiler_lehman_graph_hash(atlas[number], iterations=len(atlas[number]))
             by_hash[colours].append(number)
@@ -138,9 +140,9 @@ def chang_pairs() -> tuple[GraphPair, ...]:
 def cfi_pair(base: nx.Graph, name: str | None = None) -> GraphPair:
     """The even and the odd Cai-Fuerer-Immerman graph over a connected base graph.
 
-    Vertex v of the base becomes one vertex for each even subset of its edges; a base edge uv joins the subsets of u and v
-    that agree on it. In the second graph one edge is twisted: it joins those that disagree. Which edge is twisted makes
-    no difference up to isomorphism, two twists cancel.
+    Vertex v of the base becomes one vertex for each even subset of its edges; a base edge uv joins the subsets of u and
+    of v that agree on it. In the second graph one edge is twisted: it joins those that disagree. Which edge is twisted
+    makes no difference up to isomorphism, two twists cancel.
 
     Raises:
         BadInput: the base is empty, not connected, directed or has self-loops, or has no edge to twist.

@@ -1,4 +1,4 @@
-"""Graphs: vertices (and pairs of vertices) exchange features; one engine, and the published systems that plug into it."""
+"""Graphs: vertices (and pairs of vertices) exchange features; one engine, and the published systems on it."""
 
 from __future__ import annotations
 

@@ -134,7 +134,8 @@ class Experiment:
             booleans for outcomes per shot). For ``interleaved``, returns one zero-argument callable a contender,
             which the engine warms up, runs A B A B and times; its metric is ``seconds``.
         sizes: by preset; an experiment without an entry does not run there.
-        kind: ``solo`` for quality and memory (the engine adds ``peak_bytes`` and ``seconds``), else ``interleaved``.
+        kind: ``solo`` for quality and memory (the engine adds ``seconds`` and ``memory_bytes``, the peak on the trial's
+            device), else ``interleaved``.
     """
 
     name: str

@@ -73,8 +73,8 @@ class Comparison:
         raise BadInput(f"no task or file {name!r}; {hint}expected one of {', '.join(self.tasks)}{own}")
 
     def quality_of(self, workload: Workload) -> tuple[str, Literal["higher", "lower"]]:
-        """Name and direction of the quality on a workload."""
-        return self.quality.get(workload.name, self.quality[""])
+        """Name and direction of the quality on a workload; the user's own names its kind itself."""
+        return self.quality.get(workload.params.get("quality", workload.name), self.quality[""])
 
 
 def parse_budget(text: str) -> float:

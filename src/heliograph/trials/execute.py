@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from heliograph.trials.check import Context, Experiment, Workload
-from heliograph.trials.plan import Trial, load_check
+from heliograph.trials.plan import Trial, load_experiments
 from heliograph.trials.record import TrialRecord, check_metrics
 
 __all__ = ["Emit", "execute_trial"]
@@ -72,7 +72,7 @@ def execute_trial(trial: Trial, emit: Emit) -> TrialRecord:
     status, tail = "ok", ""
     metrics: Mapping[str, Mapping[str, Any]] = {}
     try:
-        experiment = load_check(trial.check).experiment(trial.experiment)
+        experiment = load_experiments(trial.check).experiment(trial.experiment)
         metrics = _measure(trial, experiment, context)
     except MemoryError as error:
         status, tail = "out_of_memory", f"{type(error).__name__}: {error}"
@@ -81,7 +81,8 @@ def execute_trial(trial: Trial, emit: Emit) -> TrialRecord:
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     peak, device_peak = max(0, _peak_bytes() - begin_bytes), _device_peak()
     if status == "ok" and trial.contender:
-        own = {"peak_bytes": peak, "peak_device_bytes": device_peak, "seconds": wall}
+        memory = peak if trial.device == "cpu" else device_peak
+        own = {"memory_bytes": memory, "peak_bytes": peak, "peak_device_bytes": device_peak, "seconds": wall}
         metrics = {trial.contender: own | dict(metrics[trial.contender])}
     return TrialRecord(
         trial=trial.id,

@@ -184,8 +184,8 @@ def _judge_claim(
     exact = isinstance(claim.kind, Exact)
     facts: dict[str, Any] = {}
     if preset not in claim.presets or (preset == "smoke" and not exact):
-        fits = ", ".join(p for p in claim.presets if p != "smoke" or exact)
-        verdict, note = "void", f"the {preset} preset is declared too small for this claim; {fits} decides it"
+        fits = " and ".join(p for p in claim.presets if p != "smoke" or exact)
+        verdict, note = "void", f"the {preset} preset is declared too small for this claim; it is decided at {fits}"
         facts["declared"] = True
     elif measured.missing:
         verdict, note = "void", _name_missing(measured)

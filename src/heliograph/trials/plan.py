@@ -10,13 +10,13 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 from heliograph.devices import Machine, package_versions
 from heliograph.errors import BadInput, UnknownSystem
 from heliograph.trials.check import PRESETS, Check, Experiment, Size, Workload
 
-__all__ = ["CheckRef", "Plan", "Trial", "load_check", "make_plan", "resume_key"]
+__all__ = ["CheckRef", "Plan", "Trial", "load_check", "load_experiments", "make_plan", "resume_key"]
 
 SEED_STRIDE = 1000
 
@@ -85,12 +85,33 @@ class Plan:
         return sum(trial.estimate_s for trial in self.trials)
 
 
+class HasExperiments(Protocol):
+    """What a trial looks its experiment up in: a check, or a family's comparison."""
+
+    def experiment(self, name: str) -> Experiment:
+        """The experiment of this name."""
+        ...
+
+
 def load_check(ref: str | CheckRef) -> Check:
     """Imports the check that ``ref`` names.
 
     Raises:
         UnknownSystem: the module does not exist.
         BadInput: the attribute is no check.
+    """
+    check = load_experiments(ref)
+    if not isinstance(check, Check):
+        raise BadInput(f"{ref} is not a heliograph check")
+    return check
+
+
+def load_experiments(ref: str | CheckRef) -> HasExperiments:
+    """Imports whatever holds the experiments that ``ref`` names.
+
+    Raises:
+        UnknownSystem: the module does not exist.
+        BadInput: the attribute holds no experiments.
     """
     module_name, _, attribute = str(ref).partition(":")
     try:
@@ -99,10 +120,10 @@ def load_check(ref: str | CheckRef) -> Check:
         found = False
     if not found:
         raise UnknownSystem(f"there is no check module {module_name}")
-    check = getattr(importlib.import_module(module_name), attribute or "CHECK", None)
-    if not isinstance(check, Check):
-        raise BadInput(f"{module_name}.{attribute or 'CHECK'} is not a heliograph check")
-    return check
+    holder = getattr(importlib.import_module(module_name), attribute or "CHECK", None)
+    if not hasattr(holder, "experiment"):
+        raise BadInput(f"{module_name}.{attribute or 'CHECK'} holds no experiments")
+    return cast(HasExperiments, holder)
 
 
 def make_plan(

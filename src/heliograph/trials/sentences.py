@@ -40,6 +40,8 @@ def sentence(finding: Row, tuning: str = "") -> str:
     """One finding as a sentence: paper, here, verdict, why, and what this scale cannot show."""
     equally = f", tuned equally ({tuning})" if tuning and finding["baseline"] and finding["ours"] is not None else ""
     paper = finding["paper"].rstrip(".")
+    if finding["declared"]:
+        return f"Paper: {paper}. Here: {finding['metric']}: {finding['note']}."
     parts = [
         f"Paper: {paper}.",
         f"Here: {finding['metric']}: {here_text(finding)}{equally}.",

@@ -126,7 +126,7 @@ class RunProgress:
 
 def latest_metric(record: TrialRecord) -> str:
     """The first metric of a record's own, in words."""
-    engine = ("peak_bytes", "peak_device_bytes", "seconds")
+    engine = ("memory_bytes", "peak_bytes", "peak_device_bytes", "seconds", "parameters", "steps")
     for arm, metrics in record.metrics.items():
         for name, value in metrics.items():
             if name not in engine and isinstance(value, int | float):

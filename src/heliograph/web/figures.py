@@ -55,9 +55,7 @@ class Figures:
             return [arms_chart(finding, records, experiment, metric)]
 
         label = f"Every block's {metric.replace('_', ' ')} of each contender"
-        return Markup().join(
-            self._once(label, draw, "arms", run, len(records), finding["system"], experiment, metric)
-        )
+        return Markup().join(self._once(label, draw, "arms", run, len(records), finding["system"], experiment, metric))
 
     def curves(self, records: Sequence[TrialRecord], run: str, slug: str) -> tuple[Markup, ...]:
         """Learning curves of the first block."""

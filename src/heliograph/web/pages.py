@@ -17,12 +17,20 @@ from heliograph.errors import UnknownSystem
 from heliograph.trials.check import Check
 from heliograph.trials.judge import ControlResult, Finding
 from heliograph.trials.plan import load_check
-from heliograph.trials.record import TrialRecord
+from heliograph.trials.record import RunHeader, TrialRecord
 from heliograph.trials.report import contender_table, guarding, paper_value
 from heliograph.trials.sentences import here_text
 from heliograph.trials.store import RunSummary
 from heliograph.web.figures import Figures
-from heliograph.web.reader import MAX_RUNS, NotFound, Reader, Standing, StoredJudgement, Unreadable
+from heliograph.web.reader import (
+    MAX_RUNS,
+    NotFoundError,
+    Reader,
+    Standing,
+    StoredJudgement,
+    UnreadableError,
+    machine_label,
+)
 
 __all__ = ["FAMILY_LINES", "VERDICTS", "Pages"]
 
@@ -77,9 +85,9 @@ class FindingView:
     row: Mapping[str, Any]
     statement: str
     here: str
-    chart: Markup = Markup()
-    arms: Markup = Markup()
-    on_card: ClaimCard | None = None
+    chart: Markup
+    arms: Markup
+    on_card: ClaimCard | None
 
 
 @dataclass(frozen=True)
@@ -132,9 +140,10 @@ class SystemInRun:
 class RunPage:
     """A run: its findings, charts, trials, and how to repeat it."""
 
-    summary: RunSummary
+    header: RunHeader
+    status: str
+    machine: str
     systems: tuple[SystemInRun, ...]
-    command: str
     environment: str
     records: tuple[TrialRecord, ...]
 
@@ -186,14 +195,14 @@ class Pages:
         """A system's page.
 
         Raises:
-            NotFound: no system has this slug.
+            NotFoundError: no system has this slug.
         """
         if slug not in self.cards:
             try:
                 get_card(slug)
             except UnknownSystem as error:
-                raise NotFound(str(error)) from None
-            raise NotFound(f"no system is called {slug[:60]!r}")
+                raise NotFoundError(str(error)) from None
+            raise NotFoundError(f"no system is called {slug[:60]!r}")
         card = self.cards[slug]
         latest, trouble = self._latest([card])
         check = _load_check(card) if latest.get(slug) or self.reader.shipped(slug) else None
@@ -214,7 +223,7 @@ class Pages:
         """The latest runs, of one system or of all.
 
         Raises:
-            Unreadable: the store cannot be read.
+            UnreadableError: the store cannot be read.
         """
         limit = max(1, min(limit, MAX_RUNS))
         runs = self.reader.runs(slug or None, min(limit + 1, MAX_RUNS))
@@ -225,26 +234,24 @@ class Pages:
         """A run's page.
 
         Raises:
-            NotFound: no such run.
-            Unreadable: the store or this run cannot be read.
+            NotFoundError: no such run.
+            UnreadableError: the store or this run cannot be read.
         """
         stored = self.reader.run(run)
         header = stored.header
-        summary = self.reader.status(header.run, header.slugs)
-        if summary is None:
-            raise NotFound(f"the run {header.run} is gone")
+        status = self.reader.status(stored)
         systems = tuple(
             self._system_in_run(
                 slug,
                 stored.judgements.get(slug),
                 tuple(r for r in stored.records if r.slug == slug),
                 header.run,
-                summary.status,
+                status,
             )
             for slug in header.slugs
         )
         facts = {"machine": header.machine, "versions": header.versions, "resume key": header.key}
-        return RunPage(summary, systems, header.command, json.dumps(facts, indent=2), stored.records)
+        return RunPage(header, status, machine_label(header), systems, json.dumps(facts, indent=2), stored.records)
 
     def _system_in_run(
         self, slug: str, judgement: StoredJudgement | None, own: tuple[TrialRecord, ...], run: str, status: str
@@ -299,7 +306,7 @@ class Pages:
         """The latest local findings, or none of them and why."""
         try:
             return self.reader.latest(list(cards)), ""
-        except Unreadable as error:
+        except UnreadableError as error:
             return {}, str(error)
 
 

@@ -1,13 +1,14 @@
 """Reads the store and the shipped records for the pages, and turns what cannot be read into two plain answers.
 
-A run that does not exist is :class:`NotFound`; a store that cannot be read is :class:`Unreadable`. Findings that an
-older version or a damaged file left are checked field by field; those that do not fit are counted, not shown.
+A run that does not exist is :class:`NotFoundError`; a store that cannot be read is :class:`UnreadableError`. Findings
+that an older version or a damaged file left are checked field by field; those that do not fit are counted, not shown.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -21,17 +22,28 @@ from heliograph.trials.judge import ControlResult, Finding
 from heliograph.trials.record import RunHeader, TrialRecord
 from heliograph.trials.store import RunSummary, Store
 
-__all__ = ["NotFound", "Reader", "Standing", "StoredJudgement", "StoredRun", "Unreadable", "read_judgement"]
+__all__ = [
+    "NotFoundError",
+    "Reader",
+    "Standing",
+    "StoredJudgement",
+    "StoredRun",
+    "UnreadableError",
+    "machine_label",
+    "read_judgement",
+]
 
 MAX_RUNS = 500
+RUNS_SEARCHED = 50
+LATEST_KEPT_S = 2.0  # a search as you type asks for the same again and again
 T = TypeVar("T")
 
 
-class NotFound(HeliographError):
+class NotFoundError(HeliographError):
     """What the address names does not exist."""
 
 
-class Unreadable(HeliographError):
+class UnreadableError(HeliographError):
     """The store cannot be read now; the message says why and what helps."""
 
 
@@ -76,6 +88,7 @@ class Reader:
     url: str | None = None
     _store: Store | None = None
     _shipped: dict[str, tuple[Standing, ...]] = field(default_factory=dict)
+    _latest: dict[tuple[str, ...], tuple[float, dict[str, dict[str, Standing]]]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def close(self) -> None:
@@ -89,7 +102,7 @@ class Reader:
         """The latest runs first.
 
         Raises:
-            Unreadable: the store cannot be read.
+            UnreadableError: the store cannot be read.
         """
         return self._read(lambda store: store.runs(slug, limit))
 
@@ -97,57 +110,66 @@ class Reader:
         """A run by its id, an unambiguous beginning of it, or ``last``.
 
         Raises:
-            NotFound: no such run, or several.
-            Unreadable: the store or the run's entry cannot be read.
+            NotFoundError: no such run, or several.
+            UnreadableError: the store or the run's entry cannot be read.
         """
 
         def read(store: Store) -> StoredRun:
             try:
                 judged = store.judgements(run)
             except BadInput as error:
-                raise NotFound(str(error)) from None
+                raise NotFoundError(str(error)) from None
             header, records = store.load(run)
             return StoredRun(header, tuple(records), {slug: read_judgement(data) for slug, data in judged.items()})
 
         return self._read(read)
 
-    def status(self, run: str, slugs: Sequence[str]) -> RunSummary | None:
-        """The summary of a run of these systems by its full id, or ``None`` if it is gone."""
-        return next((summary for summary in self.runs(slugs[0] if slugs else None) if summary.run == run), None)
+    def status(self, stored: StoredRun) -> str:
+        """``running``, ``finished`` or ``interrupted``, as the store has it."""
+        first = next(iter(stored.header.slugs), None)
+        try:
+            recent = self.runs(first, RUNS_SEARCHED)
+        except UnreadableError:  # a damaged neighbour must not hide this run
+            recent = []
+        known = next((summary.status for summary in recent if summary.run == stored.header.run), "")
+        return known or ("finished" if stored.judgements else "interrupted")
 
-    def latest(self, cards: Iterable[Card]) -> dict[str, dict[str, Standing]]:
-        """The latest local finding of each claim, by slug and claim.
+    def latest(self, cards: Sequence[Card]) -> dict[str, dict[str, Standing]]:
+        """The latest local finding of each claim, by slug and claim; up to two seconds old.
 
         A finding that was declared too small for its preset stands only until a run at a larger preset decides.
 
         Raises:
-            Unreadable: the store cannot be read.
+            UnreadableError: the store cannot be read.
         """
-        found: dict[str, dict[str, Standing]] = {card.slug: {} for card in cards}
+        slugs_asked = tuple(card.slug for card in cards)
+        known = self._latest.get(slugs_asked)
+        if known is not None and time.monotonic() - known[0] < LATEST_KEPT_S:
+            return known[1]
+        found: dict[str, dict[str, Standing]] = {slug: {} for slug in slugs_asked}
         wanted = {card.slug: {claim.id for claim in card.claims} for card in cards}
 
-        def open_slugs(summary: RunSummary) -> list[str]:
-            judged = {key.partition("/")[0] for key in summary.verdicts}
-            return [
-                slug
-                for slug in summary.slugs
-                if slug in judged and wanted.get(slug, set()) - {c for c, s in found[slug].items() if _decided(s)}
-            ]
+        def is_open(slug: str, claim: str) -> bool:
+            return claim in wanted.get(slug, ()) and (
+                claim not in found[slug] or found[slug][claim].finding.declared  # a larger preset may have decided
+            )
 
         def read(store: Store) -> None:
-            for summary in store.runs(limit=MAX_RUNS):
-                if not (slugs := open_slugs(summary)):
-                    continue
-                judged = store.judgements(summary.run)
+            for summary in store.runs(slugs_asked[0] if len(slugs_asked) == 1 else None, MAX_RUNS):
+                slugs = {
+                    slug for slug, _, claim in (key.partition("/") for key in summary.verdicts) if is_open(slug, claim)
+                }
+                judged = store.judgements(summary.run) if slugs else {}
                 for slug in slugs:
                     judgement = read_judgement(judged.get(slug))
                     source = (summary.run, summary.preset, summary.started_at, summary.machine)
                     for standing in (Standing(f, judgement.controls, *source) for f in judgement.findings):
                         before = found[slug].get(standing.finding.claim)
-                        if before is None or (_decided(standing) and not _decided(before)):
+                        if before is None or (before.finding.declared and not standing.finding.declared):
                             found[slug][standing.finding.claim] = standing
 
         self._read(read)
+        self._latest[slugs_asked] = (time.monotonic(), found)
         return found
 
     def shipped(self, slug: str) -> tuple[Standing, ...]:
@@ -160,13 +182,13 @@ class Reader:
     def _read(self, what: Callable[[Store], T]) -> T:
         try:
             return what(self._opened())
-        except (NotFound, Unreadable):
+        except (NotFoundError, UnreadableError):
             raise
         except HeliographError as error:
             self._forget()
-            raise Unreadable(str(error)) from None
+            raise UnreadableError(str(error)) from None
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise Unreadable(
+            raise UnreadableError(
                 f"The store holds an entry that is not of this version, or is damaged ({type(error).__name__}: "
                 f"{str(error)[:200]}). Restore a copy of it, or name another store with --store."
             ) from None
@@ -205,15 +227,12 @@ def _convert(row: Any, kind: type[T]) -> T | None:
 
 
 def _standings(result: Mapping[str, Any], slug: str) -> list[Standing]:
-    judgement, header = read_judgement(dict(result)), result.get("header") or result
-    source = ("", str(header.get("preset", "")), str(header.get("started_at", "")), _machine_label(header))
+    judgement, header = read_judgement(dict(result)), result["header"]
+    label = str(header["machine"]["label"])
+    source = ("", str(header["preset"]), str(header["started_at"]), label)
     return [Standing(f, judgement.controls, *source) for f in judgement.findings if f.system == slug]
 
 
-def _machine_label(header: Mapping[str, Any]) -> str:
-    machine = header.get("machine")
-    return str(machine.get("label", "")) if isinstance(machine, Mapping) else ""
-
-
-def _decided(standing: Standing) -> bool:
-    return not standing.finding.declared
+def machine_label(header: RunHeader) -> str:
+    """The machine of a run in one line."""
+    return str(header.machine.get("label", "")) if isinstance(header.machine, Mapping) else ""

@@ -41,20 +41,26 @@ def test_a_fully_padded_graph_is_finite(name):
     model = PEERS[name]().double()
     vertex, edge, graph, mask = inputs()
     states = model(vertex, edge, graph, mask & torch.tensor([[True], [False]]))
-    assert states.vertex.isfinite().all() and states.pair.isfinite().all() and (states.graph[1] == 0).all()
+    assert states.vertex.isfinite().all()
+    assert states.pair.isfinite().all()
+    assert (states.graph[1] == 0).all()
 
 
 def test_max_messages_hear_edge_direction():
     torch.manual_seed(0)
     model = MaxMessagePassing(2, 3, 1, 8).double()
     vertex, edge, graph, mask = inputs()
-    assert (model(vertex, edge, graph, mask).vertex - model(vertex, edge.transpose(1, 2), graph, mask).vertex).norm() > 0
+    assert (
+        model(vertex, edge, graph, mask).vertex - model(vertex, edge.transpose(1, 2), graph, mask).vertex
+    ).norm() > 0
 
 
 def test_inputs_of_no_channels_are_taken():
     for model in (MaxMessagePassing(0, 1, 0, 8), GraphIsomorphismNetwork(0, 1, 0, 8)):
         states = model(torch.zeros(2, 4, 0), torch.ones(2, 4, 4, 1), torch.zeros(2, 0), torch.ones(2, 4).bool())
-        assert states.vertex.shape == (2, 4, 8) and states.pair.shape == (2, 4, 4, 8) and states.graph.shape == (2, 8)
+        assert states.vertex.shape == (2, 4, 8)
+        assert states.pair.shape == (2, 4, 4, 8)
+        assert states.graph.shape == (2, 8)
 
 
 def test_gin_without_an_adjacency_is_refused():
@@ -63,7 +69,9 @@ def test_gin_without_an_adjacency_is_refused():
 
 
 @pytest.mark.parametrize("wanted", [3_000, 50_000, 400_000])
-@pytest.mark.parametrize("build", [lambda w: MaxMessagePassing(2, 1, 0, w), lambda w: GraphIsomorphismNetwork(2, 1, 0, w)])
+@pytest.mark.parametrize(
+    "build", [lambda w: MaxMessagePassing(2, 1, 0, w), lambda w: GraphIsomorphismNetwork(2, 1, 0, w)]
+)
 def test_the_matched_width_is_within_ten_per_cent(build, wanted):
     width = match_width(build, wanted)
     assert abs(count_parameters(build(width)) - wanted) <= 0.1 * wanted

@@ -121,7 +121,8 @@ def test_float64_stays_float64_and_sixteen_bits_stay_finite():
     for dtype in (torch.bfloat16, torch.float16):
         inputs = pair_inputs(dtype=dtype)
         out = pivotal_attention(*inputs, scale=100.0)
-        assert out.dtype == dtype and out.isfinite().all()
+        assert out.dtype == dtype
+        assert out.isfinite().all()
         assert all(gradient.isfinite().all() for gradient in gradients(out, inputs))
 
 
@@ -199,5 +200,6 @@ def test_an_estimate_above_any_machine_costs_nothing():
 def test_the_estimate_grows_with_chunk_and_backward(order, backward):
     size = AttentionSize(batch=2, heads=2, tuple_axes=(16,) * order, pivots=16, channels=8)
     estimates = [estimate_bytes(size, chunk, backward=backward) for chunk in (1, 4, 16)]
-    assert estimates == sorted(estimates) and estimates[-1] == estimate_bytes(size, None, backward=backward)
+    assert estimates == sorted(estimates)
+    assert estimates[-1] == estimate_bytes(size, None, backward=backward)
     assert estimate_bytes(size, 4, backward=True) > estimate_bytes(size, 4, backward=False)

@@ -82,7 +82,9 @@ def test_padding_changes_nothing_and_padded_outputs_are_zero(options):
     torch.testing.assert_close(wide.graph, out.graph, atol=1e-10, rtol=1e-12)
     torch.testing.assert_close(wide.vertex[:, :5], out.vertex, atol=1e-10, rtol=1e-12)
     torch.testing.assert_close(wide.edge[:, :5, :5], out.edge, atol=1e-10, rtol=1e-12)
-    assert (wide.vertex[:, 5:] == 0).all() and (wide.edge[:, 5:] == 0).all() and (wide.edge[:, :, 5:] == 0).all()
+    assert (wide.vertex[:, 5:] == 0).all()
+    assert (wide.edge[:, 5:] == 0).all()
+    assert (wide.edge[:, :, 5:] == 0).all()
 
 
 def test_a_graph_is_unaffected_by_its_companions_in_the_batch():
@@ -120,7 +122,8 @@ def test_direction_and_self_loops_reach_the_output(order):
     loop = path.clone()
     loop[0, 0, 0] = 1
     one, other, looped = (model(adj).graph for adj in (path, fork, loop))
-    assert (one - other).abs().max() > 1e-6 and (one - looped).abs().max() > 1e-6
+    assert (one - other).abs().max() > 1e-6
+    assert (one - looped).abs().max() > 1e-6
 
 
 def test_a_self_loop_differs_from_an_edge():
@@ -151,9 +154,11 @@ def test_a_fraction_is_not_rounded_into_the_vocabulary():
 def test_vertex_features_bring_the_super_node_by_themselves():
     model = small_net(node_vocab=3)
     adj, _, node_attr = random_inputs()
-    assert model.has_super_node and not small_net().has_super_node
+    assert model.has_super_node
+    assert not small_net().has_super_node
     out = model(adj, node_attr=node_attr)
-    assert out.vertex.shape == (2, 5, 5) and out.edge.shape == (2, 5, 5, 5)
+    assert out.vertex.shape == (2, 5, 5)
+    assert out.edge.shape == (2, 5, 5, 5)
     other = model(adj, node_attr=(node_attr + 1) % 3)
     assert (out.graph - other.graph).abs().max() > 1e-6
 
@@ -211,10 +216,12 @@ def test_a_deep_fresh_network_passes_gradients_to_its_first_block():
     model = FloydNet(dim=8, heads=2, depth=64, levels=("edge",))
     adj, *_ = random_inputs()
     out = model(adj).edge
-    assert out.isfinite().all() and out.abs().max() < 20
+    assert out.isfinite().all()
+    assert out.abs().max() < 20
     out.square().mean().backward()
     first = model.stack.blocks[0]
-    assert first.out.weight.grad.abs().max() > 0 and first.out.weight.grad.isfinite().all()
+    assert first.out.weight.grad.abs().max() > 0
+    assert first.out.weight.grad.isfinite().all()
 
 
 def test_dropout_acts_in_training_and_is_off_in_eval():
@@ -314,7 +321,8 @@ def test_a_ragged_pyg_batch_gives_each_graph_what_it_gets_alone():
 def test_duplicate_edges_merge_when_they_agree_and_are_refused_when_not():
     edge_index = torch.tensor([[0, 0, 1], [1, 1, 0]])
     dense = batch_pyg(Data(edge_index=edge_index, edge_attr=torch.tensor([2, 2, 1]), num_nodes=2))
-    assert dense.adj[0].tolist() == [[0, 1], [1, 0]] and dense.edge_attr[0, :, :, 0].tolist() == [[0, 2], [1, 0]]
+    assert dense.adj[0].tolist() == [[0, 1], [1, 0]]
+    assert dense.edge_attr[0, :, :, 0].tolist() == [[0, 2], [1, 0]]
     with pytest.raises(BadInput, match="0 -> 1 occurs more than once"):
         batch_pyg(Data(edge_index=edge_index, edge_attr=torch.tensor([2, 3, 1]), num_nodes=2))
 
@@ -326,7 +334,9 @@ def test_floating_pyg_features_are_refused():
 
 def test_a_pyg_graph_without_edges_runs():
     out = small_net().forward_pyg(Data(edge_index=torch.zeros(2, 0, dtype=torch.long), num_nodes=3))
-    assert out.edge.shape == (0, 5) and out.vertex.shape == (3, 5) and out.graph.isfinite().all()
+    assert out.edge.shape == (0, 5)
+    assert out.vertex.shape == (3, 5)
+    assert out.graph.isfinite().all()
 
 
 def test_networkx_graphs_and_arrays_give_the_same_batch():
@@ -334,8 +344,10 @@ def test_networkx_graphs_and_arrays_give_the_same_batch():
     graph.add_edge(2, 2)
     array = nx.to_numpy_array(graph, dtype=int)
     dense = batch_graphs([graph, array, torch.tensor(array), np.zeros((2, 2))])
-    assert (dense.adj[0] == dense.adj[1]).all() and (dense.adj[0] == dense.adj[2]).all()
-    assert dense.adj[0, 2, 2] == 1 and dense.mask.sum(dim=1).tolist() == [6, 6, 6, 2]
+    assert (dense.adj[0] == dense.adj[1]).all()
+    assert (dense.adj[0] == dense.adj[2]).all()
+    assert dense.adj[0, 2, 2] == 1
+    assert dense.mask.sum(dim=1).tolist() == [6, 6, 6, 2]
 
 
 def test_networkx_attributes_come_along():
@@ -344,7 +356,8 @@ def test_networkx_attributes_come_along():
     graph.add_node("b", kind=0)
     graph.add_edge("a", "b", bond=3)
     dense = batch_graphs([graph], edge_feature="bond", node_feature="kind")
-    assert dense.edge_attr[0, :, :, 0].tolist() == [[0, 3], [3, 0]] and dense.node_attr[0, :, 0].tolist() == [2, 0]
+    assert dense.edge_attr[0, :, :, 0].tolist() == [[0, 3], [3, 0]]
+    assert dense.node_attr[0, :, 0].tolist() == [2, 0]
     with pytest.raises(BadInput, match="no attribute 'weight'"):
         batch_graphs([graph], edge_feature="weight")
 

@@ -68,12 +68,19 @@ def test_a_floydnet_is_measured_in_float64_without_being_touched():
         torch.nn.init.normal_(parameter, std=0.5)
     model.train()
     assert wl_distinguishes(model, nx.path_graph(4), nx.star_graph(3))
-    assert model.training and next(model.parameters()).dtype == torch.float32
+    assert model.training
+    assert next(model.parameters()).dtype == torch.float32
 
 
 def test_brecs_statistic_passes_its_threshold_for_a_pair_and_not_for_a_graph_with_itself(probe):
     pair = decalin_pair()
     assert brec_statistic(probe, pair.first, pair.second) > BREC_THRESHOLD
+    rook = rook_pair()
+    for graph in (pair.first, rook.first, rook.second):  # the reliability run
+        assert brec_statistic(probe, graph, graph) < BREC_THRESHOLD
+
+
+def test_a_graph_is_at_no_distance_from_itself(probe):
     rook = rook_pair()
     assert measure_separation(probe, rook.first, rook.first).distance < 1e-10
 

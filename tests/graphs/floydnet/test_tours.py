@@ -39,16 +39,10 @@ def denoiser(**options):
     return FloydNet(**(settings | {"diffusion": True} | options))
 
 
-class Oracle(torch.nn.Module):
-    """Stands for a perfectly trained denoiser: always predicts one matrix."""
-
-    def __init__(self, matrix):
-        super().__init__()
-        self.matrix = matrix
-
-
 @pytest.fixture
 def perfect(monkeypatch):
+    """A denoiser that always predicts one matrix."""
+
     def make(matrix):
         tours = DiffusionTour(denoiser())
         answer = torch.as_tensor(matrix, dtype=torch.float32)
@@ -60,12 +54,15 @@ def perfect(monkeypatch):
 
 def test_the_signal_falls_from_one_to_zero():
     signal = TourSchedule().signal(torch.arange(0, 10_001, 100))
-    assert signal[0] == 1 and signal[-1] == 0 and (signal.diff() < 0).all()
+    assert signal[0] == 1
+    assert signal[-1] == 0
+    assert (signal.diff() < 0).all()
 
 
 def test_training_steps_follow_their_density():
     steps = TourSchedule().draw(200_000, torch.Generator().manual_seed(0)).double() / 10_000
-    assert steps.min() > 0 and steps.max() <= 1
+    assert steps.min() > 0
+    assert steps.max() <= 1
     expected = [(b - a + 8 / 9 * (b**9 - a**9)) / (1 + 8 / 9) for a, b in ((0, 0.5), (0.5, 0.9), (0.9, 1))]
     shares = [((steps > a) & (steps <= b)).double().mean().item() for a, b in ((0, 0.5), (0.5, 0.9), (0.9, 1))]
     assert shares == pytest.approx(expected, abs=0.005)
@@ -99,13 +96,16 @@ def test_a_perfect_denoiser_gives_the_tour(perfect):
     dist, tour = distances(7), (0, 3, 1, 5, 2, 6, 4)
     answer = perfect(tour_matrix(tour)).solve(dist, samples=3)
     assert answer.tour in (tour, (0, *reversed(tour[1:])))
-    assert answer.length == tour_length(dist, tour) and answer.valid_samples == answer.samples == 3
+    assert answer.length == tour_length(dist, tour)
+    assert answer.valid_samples == answer.samples == 3
 
 
 def test_an_invalid_tour_is_a_failure_and_is_not_repaired(perfect):
     two_triangles = np.kron(np.eye(2), 1 - np.eye(3))
     answer = perfect(two_triangles).solve(distances(6), samples=4)
-    assert answer.tour is None and math.isinf(answer.length) and answer.valid_samples == 0
+    assert answer.tour is None
+    assert math.isinf(answer.length)
+    assert answer.valid_samples == 0
     assert answer.lengths == (math.inf,) * 4
 
 
@@ -137,7 +137,9 @@ def test_distances_that_do_not_fit_are_refused(matrix, message):
         DiffusionTour(denoiser(), TourSchedule(sampling_steps=1)).solve(matrix, samples=1)
 
 
-@pytest.mark.parametrize("options", [{"diffusion": False}, {"levels": ("graph",)}, {"out_dim": 2}, {"edge_vocab": None}])
+@pytest.mark.parametrize(
+    "options", [{"diffusion": False}, {"levels": ("graph",)}, {"out_dim": 2}, {"edge_vocab": None}]
+)
 def test_a_model_that_cannot_denoise_is_refused(options):
     with pytest.raises(BadInput, match="needs"):
         DiffusionTour(denoiser(**options))
@@ -189,7 +191,9 @@ def test_exact_solvers_agree_with_brute_force(seed):
     shortest = brute_force(dist)
     for solve in (held_karp, highs_tour):
         answer = solve(dist)
-        assert answer.proven and answer.length == shortest and sorted(answer.tour) == list(range(7))
+        assert answer.proven
+        assert answer.length == shortest
+        assert sorted(answer.tour) == list(range(7))
 
 
 def test_held_karp_takes_asymmetric_distances():
@@ -208,14 +212,16 @@ def test_highs_cuts_subtours_until_one_cycle_is_left():
     cluster = np.kron(1 - np.eye(4, dtype=int), np.full((4, 4), 90)) + np.kron(np.eye(4, dtype=int), np.full((4, 4), 3))
     np.fill_diagonal(cluster, 0)
     answer = highs_tour(cluster)  # four clusters of four cities: the relaxed optimum is four subtours
-    assert answer.length == 4 * 90 + 12 * 3 and len(set(answer.tour)) == 16
+    assert answer.length == 4 * 90 + 12 * 3
+    assert len(set(answer.tour)) == 16
 
 
 def test_lkh_is_marked_unproven():
     pytest.importorskip("elkai")
     dist = distances(12)
     answer = lkh_tour(dist)
-    assert not answer.proven and answer.length >= held_karp(dist).length
+    assert not answer.proven
+    assert answer.length >= held_karp(dist).length
     assert sorted(answer.tour) == list(range(12))
 
 
@@ -227,9 +233,11 @@ def test_the_best_known_tour_says_where_it_comes_from():
 def test_local_search_improves_on_its_start_and_is_seeded():
     dist = distances(20)
     answer = local_search(dist, restarts=5, seed=3)
-    assert answer == local_search(dist, restarts=5, seed=3) and answer.restarts == 5
+    assert answer == local_search(dist, restarts=5, seed=3)
+    assert answer.restarts == 5
     assert answer.length >= highs_tour(dist).length
-    assert sorted(answer.tour) == list(range(20)) and answer.tour[0] == 0
+    assert sorted(answer.tour) == list(range(20))
+    assert answer.tour[0] == 0
     assert local_search(dist, restarts=30, seed=3).length <= answer.length
 
 
@@ -270,8 +278,7 @@ def test_bad_requests_are_refused(call):
 def test_tsplib_files_are_read_or_the_missing_package_is_named(tmp_path):
     path = tmp_path / "three.tsp"
     path.write_text(
-        "NAME: three\nTYPE: TSP\nDIMENSION: 3\nEDGE_WEIGHT_TYPE: EUC_2D\n"
-        "NODE_COORD_SECTION\n1 0 0\n2 3 0\n3 0 4\nEOF\n"
+        "NAME: three\nTYPE: TSP\nDIMENSION: 3\nEDGE_WEIGHT_TYPE: EUC_2D\nNODE_COORD_SECTION\n1 0 0\n2 3 0\n3 0 4\nEOF\n"
     )
     if importlib.util.find_spec("tsplib95") or importlib.util.find_spec("vrplib"):
         assert sorted(read_tsplib(path)[np.triu_indices(3, 1)].tolist()) == [3, 4, 5]

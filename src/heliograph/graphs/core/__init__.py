@@ -1,1 +1,1 @@
-"""What the graph systems share: exact refinement oracles, message-passing peers, read-out levels and the training loop."""
+"""What the graph systems share: exact refinement oracles, message-passing peers, read-out levels, the training loop."""

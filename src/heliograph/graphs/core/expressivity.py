@@ -10,7 +10,8 @@ NumPy only. Shapes: G graphs refined together, N vertices each.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from typing import TypeAlias
 
 import networkx as nx
 import numpy as np
@@ -27,8 +28,8 @@ __all__ = [
     "refinement_separates",
 ]
 
-Colours = NDArray[np.int64]
-Graph = nx.Graph | NDArray[np.generic]
+Colours: TypeAlias = NDArray[np.int64]
+Graph: TypeAlias = nx.Graph | NDArray[np.generic]
 
 _MAX_TRIPLE_VERTICES = 30
 
@@ -61,7 +62,7 @@ def colour_vertices(adj_GNN: NDArray[np.int64]) -> Colours:
     while True:
         messages = np.where(off_diagonal, out_in * (colours.max(initial=0) + 1) + colours[:, None, :], -1)
         rows = np.concatenate([colours[..., None], np.sort(messages, axis=-1)], axis=-1)
-        refined = _rank_rows(rows.reshape(colours.size, -1)).reshape(colours.shape)
+        refined = _rank_rows(rows.reshape(colours.size, rows.shape[-1])).reshape(colours.shape)
         if refined.max(initial=0) == colours.max(initial=0):
             return refined
         colours = refined
@@ -77,7 +78,7 @@ def colour_pairs(adj_GNN: NDArray[np.int64]) -> Colours:
         count = int(colours.max(initial=0)) + 1
         paths = colours[:, :, None, :] * count + colours.transpose(0, 2, 1)[:, None, :, :]  # [G, i, k, j]
         rows = np.concatenate([colours[..., None], np.sort(paths, axis=-1)], axis=-1)
-        refined = _rank_rows(rows.reshape(colours.size, -1)).reshape(colours.shape)
+        refined = _rank_rows(rows.reshape(colours.size, rows.shape[-1])).reshape(colours.shape)
         if refined.max(initial=0) + 1 == count:
             return refined
         colours = refined
@@ -103,7 +104,7 @@ def colour_triples(adj_GNN: NDArray[np.int64]) -> Colours:
         replaced_third = colours[:, :, :, None, :]  # [G, i, j, 1, p]
         pivots = (replaced_first * count + replaced_second) * count + replaced_third
         rows = np.concatenate([colours[..., None], np.sort(pivots, axis=-1)], axis=-1)
-        refined = _rank_rows(rows.reshape(colours.size, -1)).reshape(shape)
+        refined = _rank_rows(rows.reshape(colours.size, rows.shape[-1])).reshape(shape)
         if refined.max(initial=0) + 1 == count:
             return refined
         colours = refined
@@ -128,12 +129,10 @@ def adjacency(graph: Graph) -> NDArray[np.int64]:
     return whole
 
 
-def _separates(first: Graph, second: Graph, colour: object) -> bool:
-    adjacencies: Sequence[NDArray[np.int64]] = [adjacency(first), adjacency(second)]
+def _separates(first: Graph, second: Graph, colour: Callable[[NDArray[np.int64]], Colours]) -> bool:
+    adjacencies = [adjacency(first), adjacency(second)]
     if adjacencies[0].shape != adjacencies[1].shape:
         return True
-    if not callable(colour):
-        raise TypeError("colour must be one of the colouring functions")
     colours = colour(np.stack(adjacencies)).reshape(2, -1)
     return not np.array_equal(np.sort(colours[0]), np.sort(colours[1]))
 

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from heliograph.errors import BadInput, HeliographError
 
-__all__ = ["TrainingDiverged", "train_supervised"]
+__all__ = ["DivergenceError", "train_supervised"]
 
 Batch = TypeVar("Batch")
 
 
-class TrainingDiverged(HeliographError, FloatingPointError):
+class DivergenceError(HeliographError, FloatingPointError):
     """The loss stopped being a finite number; ``step`` says when."""
 
     def __init__(self, step: int, loss: float) -> None:
@@ -49,7 +49,7 @@ def train_supervised(
         The losses before each update. The model is left in eval mode.
 
     Raises:
-        TrainingDiverged: a loss that is not finite; the step is in the message and no update is made from it.
+        DivergenceError: a loss that is not finite; the step is in the message and no update is made from it.
     """
     if not batches or steps < 0:
         raise BadInput(f"training needs batches and steps >= 0; got {len(batches)} batches and {steps} steps")
@@ -67,7 +67,7 @@ def train_supervised(
             value = loss(model, batches[order.pop()])
             history.append(float(value.detach()))
             if not math.isfinite(history[-1]):
-                raise TrainingDiverged(step, history[-1])
+                raise DivergenceError(step, history[-1])
             value.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_value_(model.parameters(), clip_value)
             optimiser.step()

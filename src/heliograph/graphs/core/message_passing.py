@@ -1,4 +1,4 @@
-"""Message passing between vertices, the honest peers of richer models: dense max aggregation and GIN with edge features.
+"""Message passing between vertices, the honest peers of richer models: dense max aggregation, and GIN with edges.
 
 Both read the same dense inputs and give states at three levels (vertex, ordered pair, graph), so that the same heads
 fit on them and on any other model of this family.
@@ -81,24 +81,24 @@ class MaxMessagePassing(nn.Module):
             if self.rounds is None:  # a graph stops after its own number of vertices, whatever it is batched with
                 updated_BNC = torch.where((number < sizes_B)[:, None, None], updated_BNC, hidden_BNC)
             hidden_BNC = updated_BNC
-        return self.read(hidden_BNC, edge_BNNC, mask_BN)
+        states: LevelStates = self.read(hidden_BNC, edge_BNNC, mask_BN)
+        return states
 
 
 class GraphIsomorphismNetwork(nn.Module):
-    r"""GIN with edge features (arXiv:1810.00826, arXiv:1905.12265), by PyG's ``GINEConv``, with residuals and layer norm.
+    r"""GIN with edge features (arXiv:1810.00826, arXiv:1905.12265) by PyG's ``GINEConv``; residuals and layer norm.
 
-    .. math:: h_i \leftarrow h_i + \mathrm{norm}(\mathrm{MLP}((1 + \epsilon) h_i + \sum_{k \to i} \mathrm{relu}(h_k + e_{ki})))
+    .. math:: h_i \leftarrow h_i + \mathrm{relu}(\mathrm{norm}(\mathrm{MLP}((1 + \epsilon) h_i
+              + \sum_{k \to i} \mathrm{relu}(h_k + e_{ki}))))
 
-    Messages run along the pairs whose first edge channel is not 0. Arguments as in :class:`MaxMessagePassing`; ``depth``
-    layers, each with its own weights.
+    Messages run along the pairs whose first edge channel is not 0. Arguments as in :class:`MaxMessagePassing`;
+    ``depth`` layers, each with its own weights.
 
     Raises:
         BadInput: no edge channel, so no adjacency. MissingExtra: torch_geometric is absent.
     """
 
-    def __init__(
-        self, vertex_channels: int, edge_channels: int, graph_channels: int, dim: int, depth: int = 6
-    ) -> None:
+    def __init__(self, vertex_channels: int, edge_channels: int, graph_channels: int, dim: int, depth: int = 6) -> None:
         super().__init__()
         if edge_channels < 1:
             raise BadInput("GIN needs the adjacency as the first edge channel; got edge_channels=0")
@@ -125,7 +125,8 @@ class GraphIsomorphismNetwork(nn.Module):
         hidden = (vertex_BNC + graph_BC[:, None]).reshape(batch * size, -1)
         for layer, norm in zip(self.layers, self.norms, strict=True):
             hidden = hidden + torch.relu(norm(layer(hidden, edge_index, edge_EC)))
-        return self.read(hidden.reshape(batch, size, -1), edge_BNNC, mask_BN)
+        states: LevelStates = self.read(hidden.reshape(batch, size, -1), edge_BNNC, mask_BN)
+        return states
 
 
 class InputEncoder(nn.Module):
@@ -147,7 +148,7 @@ class InputEncoder(nn.Module):
 
 
 class LevelReadout(nn.Module):
-    """Vertex states to all three levels: pairs from both ends and their edge, the graph from the sum of its vertices."""
+    """Vertex states to all three levels: pairs from both ends and their edge, the graph from the sum of vertices."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 """Supervised tasks on dense graphs: how inputs enter FloydNet's pair state, and heads, losses and scores for any model.
 
-``FloydReasoner`` and the peers of ``graphs.core.message_passing`` take the same inputs and give the same ``LevelStates``;
+``FloydReasoner`` and the peers of ``graphs.core.message_passing`` take the same inputs and give ``LevelStates``;
 ``TaskModel`` puts the same heads on either. No hints and no intermediate steps: one forward pass, outputs only.
 
 Shapes: B instances, N vertices (M = N + 1 with the super-node), C channels, V E G input channels.
@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 _VALUE_KINDS = ("graph_value", "vertex_value", "edge_value")
+_VERTEX_KINDS = ("mask", "mask_one", "vertex_value")
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ class FloydReasoner(nn.Module):
         )
 
     def forward(self, vertex_BNV: Tensor, edge_BNNE: Tensor, graph_BG: Tensor, mask_BN: Tensor) -> LevelStates:
+        """mask_BN: True on real vertices, bool."""
         batch, size = mask_BN.shape
         vertex, edge, graph = (functional.pad(x, (0, 1), value=1.0) for x in (vertex_BNV, edge_BNNE, graph_BG))
         tails = vertex_BNV[:, :, None].expand(batch, size, size, -1)
@@ -196,8 +198,8 @@ def algorithm_tensors(batch: AlgorithmBatch, device: torch.device | str = "cpu")
         values = torch.from_numpy(target.values).to(device)
         real = mask if values.dim() == 2 else mask[:, :, None] & mask[:, None, :]
         targets.append(TaskTarget(target.kind, values.masked_fill(~real, IGNORED), max(1, target.classes)))
-    arrays = (batch.vertex, batch.edge, batch.graph)
-    return TaskBatch(*(torch.from_numpy(np.ascontiguousarray(x)).to(device) for x in arrays), mask, tuple(targets))
+    vertex, edge, graph = (torch.from_numpy(np.ascontiguousarray(x)) for x in (batch.vertex, batch.edge, batch.graph))
+    return TaskBatch(vertex.to(device), edge.to(device), graph.to(device), mask, tuple(targets))
 
 
 def counting_scales(graphs: CountingGraphs, levels: Sequence[str] = ("edge",)) -> tuple[Tensor, ...]:
@@ -251,16 +253,13 @@ def _make_head(target: TaskTarget, dim: int) -> nn.Module:
 
 
 def _read(kind: str, head: nn.Module, states: LevelStates, mask_BN: Tensor) -> Tensor:
-    if kind == "pair_pointer":
-        return head(states.pair).masked_fill(~mask_BN[:, None, None, :], -1e9)
-    if kind == "pointer":
-        return head(states.pair).squeeze(-1).masked_fill(~mask_BN[:, None, :], -1e9)
-    if kind == "mask_one":
-        return head(states.vertex).squeeze(-1).masked_fill(~mask_BN, -1e9)
-    if kind == "mask":
-        return head(states.vertex).squeeze(-1)
-    level = {"graph_value": states.graph, "vertex_value": states.vertex}.get(kind, states.pair)
-    return head(level)
+    level = {"graph_value": states.graph}.get(kind, states.vertex if kind in _VERTEX_KINDS else states.pair)
+    out: Tensor = head(level)
+    if kind in ("pointer", "mask", "mask_one"):
+        out = out.squeeze(-1)
+    if kind in ("pointer", "pair_pointer", "mask_one"):  # candidates in the last axis: padded ones are out
+        out = out.masked_fill(~mask_BN.reshape(len(mask_BN), *([1] * (out.dim() - 2)), -1), -1e9)
+    return out
 
 
 def _loss(target: TaskTarget, out: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Pivotal attention: a tuple of vertices attends to the tuples that swap one of its members for a pivot (arXiv:2601.19094).
+"""Pivotal attention: a tuple of vertices attends to those that have one member replaced by a pivot (arXiv:2601.19094).
 
 A state of order m has m vertex axes. Term t scores the tuple against the one whose t-th member is the pivot, so each
 term is a plain matrix product over axis t, batched over the other axes. Rows of the first axis go through in chunks and
@@ -22,6 +22,8 @@ from heliograph.errors import BadInput, MemoryEstimateError
 
 __all__ = [
     "AttentionSize",
+    "attend_tuples",
+    "check_budget",
     "estimate_bytes",
     "largest_chunk",
     "pivotal_attention",
@@ -30,8 +32,11 @@ __all__ = [
     "reference_attention3",
 ]
 
-_PAIR_AXES = (1, 0)  # k1[i, j] replaces the second member of (i, k), k2[j, k] the first
-_TRIPLE_AXES = (0, 1, 2)  # k1[p, j, k], k2[i, p, k], k3[i, j, p]
+# which member of the tuple each term's pivot replaces
+_AXES = {
+    2: (1, 0),  # k1[i, j] the second member of (i, k), k2[j, k] the first
+    3: (0, 1, 2),  # k1[p, j, k], k2[i, p, k], k3[i, j, p]
+}
 _FORMS = ("chunked", "five_index")
 
 
@@ -73,7 +78,7 @@ def pivotal_attention(
         BadInput: shapes that do not fit each other, a mask that does not broadcast, chunk < 1.
         MemoryEstimateError: the estimate exceeds ``byte_budget``; the message names the chunk that would fit.
     """
-    return _attend(q, (k1, k2), (v1, v2), _PAIR_AXES, attn_mask, scale, softmax_cap, chunk, dropout, byte_budget)
+    return attend_tuples(q, (k1, k2), (v1, v2), attn_mask, scale, softmax_cap, chunk, dropout, byte_budget)
 
 
 def pivotal_attention3(
@@ -107,7 +112,7 @@ def pivotal_attention3(
         [B, H, I, J, K, E].
     """
     keys, values = (k1, k2, k3), (v1, v2, v3)
-    return _attend(q, keys, values, _TRIPLE_AXES, attn_mask, scale, softmax_cap, chunk, dropout, byte_budget)
+    return attend_tuples(q, keys, values, attn_mask, scale, softmax_cap, chunk, dropout, byte_budget)
 
 
 def reference_attention(
@@ -120,12 +125,10 @@ def reference_attention(
     scale: float | None = None,
     softmax_cap: float | None = None,
 ) -> Tensor:
-    """The level-2 equation as it stands, its five-index weights [B, H, I, K, J] kept by autograd: oracle and baseline."""
+    """The level-2 equation as it stands, its weights [B, H, I, K, J] kept by autograd: the oracle and the baseline."""
     score_BHIKJ = torch.einsum("bhikd,bhijd->bhikj", q, k1) + torch.einsum("bhikd,bhjkd->bhikj", q, k2)
     weight_BHIKJ = _reference_weights(score_BHIKJ, attn_mask, scale or 1 / math.sqrt(2 * q.shape[-1]), softmax_cap)
-    return torch.einsum("bhikj,bhije->bhike", weight_BHIKJ, v1) + torch.einsum(
-        "bhikj,bhjke->bhike", weight_BHIKJ, v2
-    )
+    return torch.einsum("bhikj,bhije->bhike", weight_BHIKJ, v1) + torch.einsum("bhikj,bhjke->bhike", weight_BHIKJ, v2)
 
 
 def reference_attention3(
@@ -142,11 +145,12 @@ def reference_attention3(
 ) -> Tensor:
     """The level-3 equation as it stands, with its weights [B, H, I, J, K, P] kept by autograd."""
     equations = ("bhijkd,bhpjkd->bhijkp", "bhijkd,bhipkd->bhijkp", "bhijkd,bhijpd->bhijkp")
-    score = sum(torch.einsum(equation, q, key) for equation, key in zip(equations, (k1, k2, k3), strict=True))
+    parts = [torch.einsum(equation, q, key) for equation, key in zip(equations, (k1, k2, k3), strict=True)]
+    score = parts[0] + parts[1] + parts[2]
     weight = _reference_weights(score, attn_mask, scale or 1 / math.sqrt(3 * q.shape[-1]), softmax_cap)
     equations = ("bhijkp,bhpjke->bhijke", "bhijkp,bhipke->bhijke", "bhijkp,bhijpe->bhijke")
-    terms = (torch.einsum(equation, weight, value) for equation, value in zip(equations, (v1, v2, v3), strict=True))
-    return sum(terms)
+    parts = [torch.einsum(equation, weight, value) for equation, value in zip(equations, (v1, v2, v3), strict=True)]
+    return parts[0] + parts[1] + parts[2]
 
 
 def _reference_weights(score: Tensor, mask: Tensor | None, scale: float, cap: float | None) -> Tensor:
@@ -161,7 +165,7 @@ def _reference_weights(score: Tensor, mask: Tensor | None, scale: float, cap: fl
 
 @dataclass(frozen=True)
 class AttentionSize:
-    """The extent of one pivotal attention: B, H, the vertex axes of the tuple, pivots, channels a head, bytes a number."""
+    """The extent of one attention: B, H, the vertex axes of the tuple, pivots, channels a head, bytes a number."""
 
     batch: int
     heads: int
@@ -172,16 +176,15 @@ class AttentionSize:
 
     @property
     def order(self) -> int:
+        """The number of vertices in a tuple."""
         return len(self.tuple_axes)
 
 
-def estimate_bytes(
-    size: AttentionSize, chunk: int | None = None, form: str = "chunked", backward: bool = True
-) -> int:
+def estimate_bytes(size: AttentionSize, chunk: int | None = None, form: str = "chunked", backward: bool = True) -> int:
     """Estimates the peak of what one attention allocates beside its inputs, in bytes.
 
-    ``chunked`` counts the output, the re-laid-out keys and values, their gradients, and the score-sized buffers alive at
-    once within a chunk; ``five_index`` counts the score-sized tensors that autograd keeps in :func:`reference_attention`.
+    ``chunked`` counts the output, the re-laid-out keys and values, their gradients, and the score-sized buffers alive
+    at once within a chunk; ``five_index`` the score-sized tensors that autograd keeps in :func:`reference_attention`.
     """
     if form not in _FORMS:
         raise BadInput(f"form is one of {_FORMS}; got {form!r}")
@@ -192,8 +195,8 @@ def estimate_bytes(
     state_bytes = per_row * rows * size.channels * size.item_bytes
     score_bytes = per_row * chunk_rows * size.pivots * score_item
     if form == "five_index":
-        return score_bytes * ((size.order + 4) if backward else 4) + state_bytes * (1 + 2 * size.order * backward)
-    return score_bytes * (5 if backward else 3) + state_bytes * (1 + 2 * size.order * (2 if backward else 1))
+        return score_bytes * ((size.order + 6) if backward else 4) + state_bytes * (1 + 2 * size.order * backward)
+    return score_bytes * (6 if backward else 4) + state_bytes * (3 + 2 * size.order * (2 if backward else 1))
 
 
 def largest_chunk(size: AttentionSize, byte_budget: int, backward: bool = True) -> int | None:
@@ -213,7 +216,7 @@ def check_budget(size: AttentionSize, chunk: int | None, byte_budget: int | None
     way_out = (
         f"chunk={fitting} would fit"
         if fitting
-        else f"not even chunk=1 fits ({estimate_bytes(size, 1, backward=backward):,} bytes): use fewer vertices or graphs"
+        else f"not even chunk=1 fits ({estimate_bytes(size, 1, backward=backward):,} bytes): use smaller graphs"
     )
     raise MemoryEstimateError(
         f"pivotal attention of order {size.order} on {size.batch} graphs x {size.heads} heads x {size.tuple_axes} with "
@@ -221,18 +224,19 @@ def check_budget(size: AttentionSize, chunk: int | None, byte_budget: int | None
     )
 
 
-def _attend(
+def attend_tuples(
     q: Tensor,
     keys: Sequence[Tensor],
     values: Sequence[Tensor],
-    axes: tuple[int, ...],
-    mask: Tensor | None,
-    scale: float | None,
-    cap: float | None,
-    chunk: int | None,
-    dropout: float,
-    byte_budget: int | None,
+    attn_mask: Tensor | None = None,
+    scale: float | None = None,
+    softmax_cap: float | None = None,
+    chunk: int | None = None,
+    dropout: float = 0.0,
+    byte_budget: int | None = None,
 ) -> Tensor:
+    """Pivotal attention of the order that ``keys`` has terms; see :func:`pivotal_attention` for the arguments."""
+    axes, mask, cap = _AXES[len(keys)], attn_mask, softmax_cap
     pivots = _check_shapes(q, keys, values, axes)
     if chunk is not None and chunk < 1:
         raise BadInput(f"chunk is a number of rows and must be at least 1; got {chunk}")
@@ -260,7 +264,8 @@ def _attend(
         dropout=dropout,
         dropout_seed=int(torch.randint(2**31, ()).item()) if dropout else 0,
     )
-    return _PivotalFunction.apply(settings, mask, q, *keys, *values)
+    out: Tensor = _PivotalFunction.apply(settings, mask, q, *keys, *values)  # type: ignore[no-untyped-call]
+    return out
 
 
 def _check_shapes(q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], axes: tuple[int, ...]) -> int:
@@ -375,9 +380,7 @@ def _scores(q_rows: Tensor, keys: Sequence[Tensor], rows: slice, settings: _Sett
     return total
 
 
-def _weights(
-    score: Tensor, mask: Tensor | None, rows: slice, settings: _Settings
-) -> tuple[Tensor | None, Tensor]:
+def _weights(score: Tensor, mask: Tensor | None, rows: slice, settings: _Settings) -> tuple[Tensor | None, Tensor]:
     """The slope of the cap (None without one) and the softmax over pivots; overwrites ``score``."""
     if score.dtype in (torch.float16, torch.bfloat16):
         score = score.float()

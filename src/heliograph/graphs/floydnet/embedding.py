@@ -6,6 +6,7 @@ Shapes: B graphs, N vertices (M = N + 1 with the super-node), C channels, F edge
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,10 +36,12 @@ class NoiseEmbedding(nn.Module):
         nn.init.zeros_(self.level.bias)
 
     def forward(self, noisy_BNN: Tensor, log_snr_B: Tensor) -> Tensor:
+        """Returns [B, N, N, C]; log_snr_B is log10 of signal over noise."""
         half = self.level.in_features // 2
         angle = log_snr_B[:, None] / 60 * torch.arange(half, device=log_snr_B.device, dtype=log_snr_B.dtype)
         level_BC = self.level(torch.cat([angle.sin(), angle.cos()], dim=-1))
-        return self.value(noisy_BNN.unsqueeze(-1)) + level_BC[:, None, None]
+        state_BNNC: Tensor = self.value(noisy_BNN.unsqueeze(-1)) + level_BC[:, None, None]
+        return state_BNNC
 
 
 class StateEmbedding(nn.Module):
@@ -46,8 +49,8 @@ class StateEmbedding(nn.Module):
 
     Order 2: adjacency table (2 rows) + a table telling i = k from i != k + one table an edge feature. The paper's code
     has no table for i = k; ours separates a self-loop from an edge. Order 3: the six adjacency bits of a triple in one
-    table (64 rows), its equality pattern (8 rows), and the sum over its six ordered pairs of linear maps of what order 2
-    would add for features. With vertex features the super-node is vertex 0.
+    table (64 rows), its equality pattern (8 rows), and the sum over its six ordered pairs of linear maps of what order
+    2 would add for features. With vertex features the super-node is vertex 0.
     """
 
     def __init__(
@@ -112,9 +115,7 @@ class StateEmbedding(nn.Module):
             total = total + table(_look_up_safe(column, table.num_embeddings, pair_mask, f"edge_attr[..., {number}]"))
         return total
 
-    def _add_super_node(
-        self, features_BNNC: Tensor, node_attr: Tensor | None, mask: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _add_super_node(self, features_BNNC: Tensor, node_attr: Tensor | None, mask: Tensor) -> tuple[Tensor, Tensor]:
         columns = _feature_columns(node_attr, mask.shape, len(self.node_row_tables), "node_attr", "node_vocab")
         if self.kind is None:
             return features_BNNC, mask
@@ -136,7 +137,7 @@ class StateEmbedding(nn.Module):
         same = torch.eye(size, dtype=torch.long, device=adj.device)[None]
         bits = sum(_spread(adj, pair) << place for place, pair in enumerate(_TRIPLE_PAIRS))
         equal = sum(_spread(same, pair) << place for place, pair in enumerate(((0, 1), (0, 2), (1, 2))))
-        state = self.adjacency(bits) + self.equality(equal)
+        state: Tensor = self.adjacency(bits) + self.equality(equal)
         if self.lift is not None:
             for part, pair in zip(self.lift(pair_BMMC).chunk(6, dim=-1), _TRIPLE_PAIRS, strict=True):
                 state = state + _spread(part, pair)
@@ -184,7 +185,7 @@ def _feature_columns(values: Tensor | None, lead: torch.Size, tables: int, name:
     return list(values.unbind(-1))
 
 
-def _look_up_safe(values: Tensor, size: int, real: Tensor, name: str) -> Tensor:
+def _look_up_safe(values: Tensor, size: Any, real: Tensor, name: str) -> Tensor:
     """Integers for a table: what is padded becomes 0, what is outside the table (or no integer) is refused by value."""
     values = torch.where(real, values, torch.zeros_like(values))
     whole = values.long()

@@ -36,6 +36,7 @@ class DenseBatch:
     node_attr: Tensor | None = None
 
     def to(self, device: torch.device | str) -> DenseBatch:
+        """The same batch on another device."""
         moved = (None if x is None else x.to(device) for x in (self.adj, self.mask, self.edge_attr, self.node_attr))
         return DenseBatch(*moved)  # type: ignore[arg-type]
 
@@ -88,7 +89,7 @@ def batch_graphs(
 
 
 def batch_pyg(batch: Any) -> DenseBatch:
-    """Pads a PyG ``Data`` or ``Batch``: ``edge_index``, integer ``edge_attr`` [E] or [E, F], integer ``x`` [n] or [n, V].
+    """Pads a PyG ``Data`` or ``Batch``: ``edge_index``, integer ``edge_attr`` [E] or [E, F] and ``x`` [n] or [n, V].
 
     Duplicate edges are merged when their attributes agree and refused when they do not. Floating ``x`` or ``edge_attr``
     are refused: FloydNet looks features up in tables.

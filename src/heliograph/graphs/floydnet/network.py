@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from heliograph.errors import BadInput
-from heliograph.graphs.floydnet.attention import pivotal_attention, pivotal_attention3
+from heliograph.graphs.floydnet.attention import attend_tuples
 from heliograph.graphs.floydnet.embedding import StateEmbedding
 from heliograph.graphs.floydnet.inputs import batch_pyg
 
@@ -33,6 +34,7 @@ class AffineNorm(nn.Module):
         self.weight, self.bias = nn.Parameter(torch.ones(dim)), nn.Parameter(torch.zeros(dim))
 
     def forward(self, state_BSC: Tensor) -> Tensor:
+        """Any shape with the channels last."""
         return state_BSC * self.weight + self.bias
 
 
@@ -45,9 +47,9 @@ class PivotalAttentionBlock(nn.Module):
     .. math:: x \leftarrow x + W_o\,\mathrm{pivotal}(\mathrm{norm}_1(x + W_{mix} x^T)), \qquad
               x \leftarrow x + g\,\mathrm{FFN}(\mathrm{norm}_2(x))
 
-    :math:`W_{mix}`, :math:`W_o` and the last feed-forward matrix start at 0, so a fresh block is the identity (up to the
-    norm when ``prenorm`` is off); g is a learned scalar that starts at 1. At order 3 the mix has one matrix for each of
-    the two swaps of neighbouring axes.
+    :math:`W_{mix}`, :math:`W_o` and the last feed-forward matrix start at 0, so a fresh block is the identity (up to
+    the norm when ``prenorm`` is off); g is a learned scalar that starts at 1. At order 3 the mix has one matrix for
+    each of the two swaps of neighbouring axes.
 
     Args:
         dim, heads: channels C and heads H; H divides C.
@@ -96,6 +98,7 @@ class PivotalAttentionBlock(nn.Module):
         self.qkv = nn.Linear(dim, (2 * order + 1) * dim, bias=bias)
         self.out = nn.Linear(dim, dim, bias=bias)
         self.dropout = nn.Dropout(dropout)
+        self.ffn: nn.Sequential | None = None
         if feed_forward:
             self.norm2 = _NORMS[norm](dim)
             self.ffn = nn.Sequential(
@@ -105,19 +108,17 @@ class PivotalAttentionBlock(nn.Module):
                 nn.Linear(ffn_ratio * dim, dim, bias=bias),
             )
             self.gate = nn.Parameter(torch.ones(()))
-        else:
-            self.ffn = None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Xavier-uniform for each of the projections and the first feed-forward matrix, 0 for what closes a residual."""
-        closing = [self.mix, self.out] + ([self.ffn[3]] if self.ffn is not None else [])
-        for linear in closing:
-            nn.init.zeros_(linear.weight)
+        """Xavier-uniform for each projection and the first feed-forward matrix, 0 for what closes a residual."""
+        nn.init.zeros_(self.mix.weight)
+        nn.init.zeros_(self.out.weight)
         for projection in self.qkv.weight.chunk(2 * self.order + 1):
             nn.init.xavier_uniform_(projection)
         if self.ffn is not None:
-            nn.init.xavier_uniform_(self.ffn[0].weight)
+            nn.init.xavier_uniform_(self.ffn[0].weight)  # type: ignore[arg-type]
+            nn.init.zeros_(self.ffn[3].weight)  # type: ignore[arg-type]
         for module in self.modules():
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
@@ -133,22 +134,26 @@ class PivotalAttentionBlock(nn.Module):
         if self.ffn is None:
             return state_BSC
         if self.prenorm:
-            return state_BSC + self.gate * self.dropout(self.ffn(self.norm2(state_BSC)))
-        return self.norm2(state_BSC + self.gate * self.dropout(self.ffn(state_BSC)))
+            refined: Tensor = state_BSC + self.gate * self.dropout(self.ffn(self.norm2(state_BSC)))
+        else:
+            refined = self.norm2(state_BSC + self.gate * self.dropout(self.ffn(state_BSC)))
+        return refined
 
     def _attend(self, state_BSC: Tensor, attn_mask: Tensor | None) -> Tensor:
         parts = self.qkv(state_BSC).chunk(2 * self.order + 1, dim=-1)
-        split = [part.unflatten(-1, (self.heads, -1)).movedim(-2, 1) for part in parts]  # [B, H, *S, D]
-        attend = pivotal_attention if self.order == 2 else pivotal_attention3
-        gathered_BHSD = attend(
-            *split,
-            attn_mask=attn_mask,
+        q, *keys_values = (part.unflatten(-1, (self.heads, -1)).movedim(-2, 1) for part in parts)  # [B, H, *S, D]
+        gathered_BHSD = attend_tuples(
+            q,
+            keys_values[: self.order],
+            keys_values[self.order :],
+            attn_mask,
             softmax_cap=self.softmax_cap,
             chunk=self.chunk,
             dropout=self.attention_dropout if self.training else 0.0,
             byte_budget=self.byte_budget,
         )
-        return self.out(gathered_BHSD.movedim(1, -2).flatten(-2))
+        out_BSC: Tensor = self.out(gathered_BHSD.movedim(1, -2).flatten(-2))
+        return out_BSC
 
 
 class PivotalStack(nn.Module):
@@ -203,7 +208,7 @@ class FloydOutput:
 class FloydNet(nn.Module):
     r"""A stack of :class:`PivotalAttentionBlock` between table look-ups and read-outs (arXiv:2601.19094).
 
-    The initial state of pair (i, k) is the sum of table rows for its adjacency bit, its edge features and whether i = k.
+    The initial state of pair (i, k) sums table rows for its adjacency bit, its edge features and whether i = k.
     With vertex features a super-node is put before the vertices, and the features enter on its row and column.
     Read-outs: pair R[i, k]; vertex :math:`\sum_k R[k, i] + R[i, k]`; graph :math:`\sum_{ik} R[i, k]`.
 
@@ -283,6 +288,7 @@ class FloydNet(nn.Module):
 
     @property
     def has_super_node(self) -> bool:
+        """Whether a vertex is put before the graph's own."""
         return self.embedding.has_super_node
 
     def forward(
@@ -333,7 +339,8 @@ class FloydNet(nn.Module):
     def fingerprint(self, adj: Tensor) -> Tensor:
         """The mean of the final state over all tuples, [B, C]: what :func:`wl_distinguishes` compares."""
         state_BSC, vertex_mask_BM = self.embedding(adj)
-        return self.stack(state_BSC, vertex_mask_BM).flatten(1, -2).mean(dim=1)
+        refined_BSC: Tensor = self.stack(state_BSC, vertex_mask_BM)
+        return refined_BSC.flatten(1, -2).mean(dim=1)
 
     def _read(self, state_BSC: Tensor, vertex_mask_BM: Tensor, adj: Tensor) -> FloydOutput:
         first = int(self.has_super_node)
@@ -385,7 +392,7 @@ def _head(dim: int, out_dim: int, layers: int) -> nn.Sequential:
         return nn.Sequential(linear)
     widths = [dim] + [4 * dim] * (layers - 1) + [out_dim]
     parts: list[nn.Module] = []
-    for before, after in zip(widths, widths[1:], strict=False):
+    for before, after in pairwise(widths):
         parts += [nn.Linear(before, after), nn.SiLU()]
     last = parts[-2]
     nn.init.zeros_(last.weight)  # type: ignore[arg-type]

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import networkx as nx
 import numpy as np
@@ -19,13 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from heliograph.errors import BadInput
-from heliograph.graphs.floydnet.attention import pivotal_attention, pivotal_attention3
+from heliograph.graphs.floydnet.attention import attend_tuples
 from heliograph.graphs.floydnet.embedding import StateEmbedding
 from heliograph.graphs.floydnet.inputs import batch_graphs
 
 __all__ = ["PivotalProbe", "Separation", "brec_statistic", "measure_separation", "wl_distinguishes"]
 
-Graph = nx.Graph | np.ndarray | Tensor
+Graph: TypeAlias = nx.Graph | np.ndarray | Tensor
 
 BREC_THRESHOLD = 72.34
 _ROUNDING = 64 * torch.finfo(torch.float64).eps  # relative; below it a distance is no distance
@@ -65,22 +66,24 @@ class PivotalProbe(nn.Module):
             torch.manual_seed(seed)
             self.embedding = StateEmbedding(dim, order, None, None, super_node=False, diffusion=False)
             self.projections = nn.ModuleList(nn.Linear(dim, (2 * order + 1) * dim, bias=False) for _ in range(depth))
-        for projection in self.projections:
-            projection.weight.data *= math.sqrt(3)  # Linear draws from +-1/sqrt(dim): this restores unit variance
+            for projection in self.projections:
+                nn.init.normal_(projection.weight, std=dim**-0.5)  # type: ignore[arg-type]
         self.double().requires_grad_(False)
 
     def fingerprint(self, adj: Tensor) -> Tensor:
         """The mean over tuples of the last state, [B, C]; adj [B, N, N]."""
         state_BSC, _ = self.embedding(adj)
-        attend = pivotal_attention if self.order == 2 else pivotal_attention3
         axes = tuple(range(1, state_BSC.dim()))
         for projection in self.projections:
             centred = state_BSC - state_BSC.mean(dim=axes, keepdim=True)
             spread = centred.square().mean(dim=axes, keepdim=True).sqrt()
             parts = projection(centred / spread.clamp(min=1e-12)).chunk(2 * self.order + 1, dim=-1)
-            split = [part.unflatten(-1, (self.heads, -1)).movedim(-2, 1) for part in parts]
-            state_BSC = attend(*split, scale=self.scale, chunk=self.chunk).movedim(1, -2).flatten(-2)
-        return state_BSC.flatten(1, -2).mean(dim=1)
+            q, *keys_values = (part.unflatten(-1, (self.heads, -1)).movedim(-2, 1) for part in parts)
+            keys, values = keys_values[: self.order], keys_values[self.order :]
+            gathered_BHSD = attend_tuples(q, keys, values, scale=self.scale, chunk=self.chunk)
+            state_BSC = gathered_BHSD.movedim(1, -2).flatten(-2)
+        fingerprint_BC: Tensor = state_BSC.flatten(1, -2).mean(dim=1)
+        return fingerprint_BC
 
     forward = fingerprint
 
@@ -101,6 +104,7 @@ class Separation:
 
     @property
     def separated(self) -> bool:
+        """Whether the distance is more than ``ratio`` times the noise."""
         return self.distance > self.ratio * self.noise
 
 
@@ -110,9 +114,9 @@ def wl_distinguishes(
     """Whether the model gives the two graphs different fingerprints, relabelling noise considered.
 
     Args:
-        model: anything with ``fingerprint(adj [B, N, N]) -> [B, C]``: a :class:`PivotalProbe`, or a ``FloydNet`` without
-            features (a fresh one is the identity and separates little: train it first). Run as a float64 copy in eval
-            mode; the model itself is not touched.
+        model: anything with ``fingerprint(adj [B, N, N]) -> [B, C]``: a :class:`PivotalProbe`, or a ``FloydNet``
+            without features (a fresh one is the identity and separates little: train it first). Run as a float64 copy
+            in eval mode; the model itself is not touched.
         g1, g2: networkx graphs or square 0/1 arrays.
         relabellings: random vertex orders of each graph.
         ratio: see :class:`Separation`.
@@ -140,8 +144,9 @@ def brec_statistic(
 ) -> float:
     """Hotelling's T^2 of BREC's paired test, to be held against ``BREC_THRESHOLD``; g1 = g2 gives its reliability run.
 
-    Fingerprints pass a random linear head to ``outputs`` channels; D = X - Y over paired relabellings;
-    T^2 = mean(D)' pinv(cov D) mean(D), with covariance of the mean.
+    Fingerprints pass a random linear head to ``outputs`` channels; D = X - Y over paired relabellings; the statistic is
+    mean(D)' pinv(cov D) mean(D), without the factor R of the textbook, as BREC computes it. An untrained probe's
+    noise is rounding error, which has no distribution to speak of: read this beside :func:`measure_separation`.
     """
     first_RC, second_RC = _relabelled_fingerprints(model, (g1, g2), relabellings, seed)
     generator = torch.Generator().manual_seed(seed)
@@ -156,12 +161,13 @@ def _relabelled_fingerprints(model: nn.Module, graphs: Sequence[Graph], relabell
     if not hasattr(model, "fingerprint"):
         raise BadInput(f"{type(model).__name__} has no fingerprint(adj) method; use PivotalProbe or FloydNet")
     model = copy.deepcopy(model).double().eval()
+    fingerprint: Callable[[Tensor], Tensor] = model.fingerprint  # type: ignore[assignment]
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     prints = []
     for graph in graphs:
         adj = batch_graphs([graph]).adj[0]
         orders = [torch.randperm(len(adj), generator=generator) for _ in range(relabellings)]
-        rows = [model.fingerprint(adj[order][:, order][None].to(device)) for order in orders]
+        rows = [fingerprint(adj[order][:, order][None].to(device)) for order in orders]
         prints.append(torch.cat(rows))
     return prints

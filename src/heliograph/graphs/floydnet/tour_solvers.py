@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from heliograph.errors import BadInput, MissingExtra
 from heliograph.graphs.floydnet.tours import tour_length
 
-__all__ = ["LabelledTour", "best_known_tour", "held_karp", "highs_tour", "local_search", "lkh_tour", "read_tsplib"]
+__all__ = ["LabelledTour", "best_known_tour", "held_karp", "highs_tour", "lkh_tour", "local_search", "read_tsplib"]
 
 Distances = NDArray[Any]
 

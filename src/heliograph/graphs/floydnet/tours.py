@@ -91,8 +91,8 @@ class DiffusionTour(nn.Module):
     """Trains and samples a FloydNet that predicts a tour's matrix from a noisy one.
 
     Args:
-        model: a ``FloydNet(edge_vocab=..., levels=("edge",), out_dim=1, diffusion=True)``; distances are looked up in its
-            edge table, so they are integers below ``edge_vocab`` (the paper: 220 rows for distances up to 200).
+        model: a ``FloydNet(edge_vocab=..., levels=("edge",), out_dim=1, diffusion=True)``; distances are looked up in
+            its edge table, so they are integers below ``edge_vocab`` (the paper: 220 rows for distances up to 200).
         schedule: noise schedule.
 
     Raises:
@@ -103,7 +103,7 @@ class DiffusionTour(nn.Module):
         super().__init__()
         if model.embedding.noise is None or "edge" not in model.levels or len(model.embedding.edge_tables) != 1:
             raise BadInput("DiffusionTour needs FloydNet(edge_vocab=220, levels=('edge',), out_dim=1, diffusion=True)")
-        if model.heads["edge"][-1].out_features != 1:  # type: ignore[index, union-attr]
+        if model.heads["edge"][-1].out_features != 1:  # type: ignore[index]
             raise BadInput("DiffusionTour needs a FloydNet with out_dim=1: one number a pair")
         self.model, self.schedule = model, schedule or TourSchedule()
 
@@ -178,7 +178,8 @@ class DiffusionTour(nn.Module):
         size = dist_BNN.shape[1]
         adj = torch.ones(size, size, dtype=torch.long, device=dist_BNN.device).fill_diagonal_(0).expand_as(dist_BNN)
         out = self.model(adj, edge_attr=dist_BNN, mask=mask_BN, noisy=noisy_BNN, log_snr=log_snr_B)
-        return out.edge.squeeze(-1)
+        predicted_BNN: Tensor = out.edge.squeeze(-1)
+        return predicted_BNN
 
     def _denoise(self, dist_BNN: Tensor, generators: Sequence[torch.Generator], dtype: torch.dtype) -> Tensor:
         device, shape = dist_BNN.device, dist_BNN.shape[1:]

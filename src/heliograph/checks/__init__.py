@@ -1,0 +1,1 @@
+"""What decides each claim: one file a system, grouped by family."""

@@ -1,0 +1,1 @@
+"""How the parts of FloydNet's check are measured."""
