@@ -18,6 +18,7 @@ from heliograph.trials.check import (
     Exact,
     Experiment,
     Size,
+    StressAxis,
     Superior,
     Workload,
 )
@@ -183,4 +184,12 @@ MARKED = Check(
     experiments=(Experiment("score", "leaves a mark a trial", ARMS, _marked, {"laptop": Size((PLAIN,), 8)}),),
     claims=(SCORE_CLAIM,),
     controls=(TWINS,),
+)
+
+FRAGILE = Check(
+    slug="synthetic",
+    experiments=(_score_experiment(),),
+    claims=(SCORE_CLAIM,),
+    controls=(TWINS,),
+    stress=(StressAxis("score", "gain", (1.5, 0.0)),),
 )

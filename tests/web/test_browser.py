@@ -58,7 +58,6 @@ def browser():
 def store_url(tmp_path: Path) -> str:
     url = f"sqlite:///{tmp_path / 'runs.sqlite'}"
     example.fill(url)
-    example.fill_evil(url, "20260501-000000-evil")
     return url
 
 
@@ -91,6 +90,7 @@ def test_no_page_breaks_its_own_policy_or_its_width(
     browser, site: str, store_url: str, tmp_path: Path, scheme: str, width: int
 ) -> None:
     end = example.begin(store_url, tmp_path)
+    example.fill_evil(store_url, "20260501-000000-evil")
     with watched(browser, color_scheme=scheme, viewport={"width": width, "height": 844}) as page:
         for name, path in PAGES.items():
             page.goto(site + path, wait_until="load")
@@ -105,7 +105,7 @@ def test_no_page_breaks_its_own_policy_or_its_width(
 
 
 def test_these_tests_would_see_a_violation(browser, site: str) -> None:
-    with pytest.raises(AssertionError, match="Content Security Policy"), watched(browser) as page:
+    with pytest.raises(AssertionError, match="Content Security Policy"), watched(browser) as page:  # noqa: PT012
         page.goto(site)
         page.evaluate("document.body.setAttribute('style', 'color: red')")
 
@@ -202,14 +202,18 @@ def test_text_of_a_running_check_does_not_run(browser, site: str, store_url: str
         expect(page).to_have_url(f"{site}/runs/{LIVE_RUN}")
 
 
-def test_picture_for_the_docs(browser, site: str, store_url: str) -> None:
-    """Writes ``docs/images/web.png`` where HELIOGRAPH_SCREENSHOT is set: to ``1``, or to the path of a page."""
+def test_picture_for_the_docs(browser, site: str) -> None:
+    """Writes ``docs/images/web.png`` where HELIOGRAPH_SCREENSHOT is set.
+
+    ``1`` takes the example's run; a path, such as ``/systems/floydnet``, takes that page of your own store.
+    """
     wanted = os.environ.get("HELIOGRAPH_SCREENSHOT")
     if not wanted:
         pytest.skip("HELIOGRAPH_SCREENSHOT is not set")
     target = Path(__file__).parents[2] / "docs" / "images" / "web.png"
     target.parent.mkdir(exist_ok=True)
-    with watched(browser, viewport={"width": 1100, "height": 800}) as page:
-        page.goto(site + (wanted if wanted.startswith("/") else "/systems/synthetic"))
+    own = example.serving(create_app()) if wanted.startswith("/") else contextlib.nullcontext(site)
+    with own as address, watched(browser, viewport={"width": 1100, "height": 800}) as page:
+        page.goto(address + (wanted if wanted.startswith("/") else f"/runs/{example.RUN}"))
         page.screenshot(path=target)
     assert target.stat().st_size < 300_000

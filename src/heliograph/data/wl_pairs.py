@@ -56,6 +56,7 @@ def named_pairs() -> tuple[GraphPair, ...]:
         cfi_pair(nx.cycle_graph(4), "CFI(C4)"),
         cfi_pair(nx.cycle_graph(6), "CFI(C6)"),
         cfi_pair(nx.complete_graph(4), "CFI(K4)"),
+        cfi_pair(nx.complete_bipartite_graph(3, 3), "CFI(K3,3)"),
     ]
     return tuple(sorted(pairs, key=lambda pair: len(pair.first)))
 

@@ -135,7 +135,7 @@ def arms_chart(finding: Row, records: Sequence[TrialRecord], experiment: str, me
     return _svg(chart.properties(width=500, height=28 * len(arms) + 16))
 
 
-def curves_chart(title: str, curves: Mapping[str, Sequence[Sequence[float]]]) -> str:
+def curves_chart(title: str, curves: Mapping[str, Sequence[Sequence[float]]], x_title: str = "step") -> str:
     """Lines such as learning curves: name to rows of (x, y)."""
     rows = [
         {"curve": name, "x": x, "y": y}
@@ -145,12 +145,13 @@ def curves_chart(title: str, curves: Mapping[str, Sequence[Sequence[float]]]) ->
     ]
     if not rows:
         return ""
-    log = min(row["y"] for row in rows) > 0 and max(row["y"] for row in rows) > 20 * min(row["y"] for row in rows)
+    ends = [float(f(row["y"] for row in rows)) for f in (min, max)]  # type: ignore[operator]
+    log = ends[0] > 0 and ends[1] > max(1.0, 20 * ends[0])
     chart = (
         alt.Chart(_data(rows), title=title)
         .mark_line(strokeWidth=1.6)
         .encode(
-            x=alt.X("x:Q", title="step"),
+            x=alt.X("x:Q", title=x_title),
             y=alt.Y("y:Q", title=None, scale=alt.Scale(type="log" if log else "linear", zero=False)),
             color=alt.Color("curve:N", scale=alt.Scale(range=list(PALETTE)), legend=alt.Legend(title=None)),
         )
@@ -158,18 +159,32 @@ def curves_chart(title: str, curves: Mapping[str, Sequence[Sequence[float]]]) ->
     return _svg(chart.properties(width=430, height=170))
 
 
-def pareto_chart(rows: Sequence[Mapping[str, Any]], x: str, y: str, x_title: str, y_title: str) -> str:
-    """Contenders as points: cost on x, quality on y; each row has ``contender``, the two values, ``low`` and ``high``."""
+def pareto_chart(
+    rows: Sequence[Mapping[str, Any]], x: str, x_title: str, y_title: str, *, higher_is_better: bool
+) -> str:
+    """Contenders as points: cost on x, quality on y; those that nobody beats in both are joined by a line.
+
+    Args:
+        rows: each with ``contender``, ``quality``, ``low``, ``high`` and the cost ``x``.
+        x: name of the cost; less is better.
+        x_title, y_title: of the axes.
+        higher_is_better: of the quality.
+    """
+    sign = 1.0 if higher_is_better else -1.0
+    front = [
+        r
+        for r in rows
+        if not any(o[x] <= r[x] and sign * o["quality"] >= sign * r["quality"] and o is not r and
+                   (o[x] < r[x] or sign * o["quality"] > sign * r["quality"]) for o in rows)
+    ]
     encode_x = alt.X(f"{x}:Q", title=x_title, scale=alt.Scale(zero=False, nice=True))
-    base = alt.Chart(_data(rows)).encode(x=encode_x)
+    encode_y = alt.Y("quality:Q", title=y_title, scale=alt.Scale(zero=False))
     colour = alt.Color("contender:N", scale=alt.Scale(range=list(PALETTE)), legend=alt.Legend(title=None))
-    bars = base.mark_rule(strokeWidth=2).encode(
-        y=alt.Y("low:Q", title=y_title, scale=alt.Scale(zero=False)), y2="high:Q", color=colour
-    )
-    dots = base.mark_point(filled=True, size=110, opacity=1).encode(
-        y=alt.Y(f"{y}:Q", scale=alt.Scale(zero=False)), color=colour
-    )
-    return _svg(alt.layer(bars, dots).properties(width=480, height=240))
+    base = alt.Chart(_data(rows)).encode(x=encode_x, color=colour)
+    bars = base.mark_rule(strokeWidth=2).encode(y=alt.Y("low:Q", scale=alt.Scale(zero=False)), y2="high:Q")
+    dots = base.mark_point(filled=True, size=110, opacity=1).encode(y=encode_y)
+    line = alt.Chart(_data(front)).mark_line(color=INK, strokeDash=[4, 3], strokeWidth=1.2)
+    return _svg(alt.layer(line.encode(x=encode_x, y=encode_y), bars, dots).properties(width=480, height=240))
 
 
 def draw_graphs(graphs: Sequence[Mapping[str, Any]]) -> str:
@@ -198,7 +213,7 @@ def draw_graphs(graphs: Sequence[Mapping[str, Any]]) -> str:
         )
     width, height = len(graphs) * (size + 3 * pad), size + 3 * pad
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" role="img">{"".join(parts)}</svg>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img">{"".join(parts)}</svg>'
     )
 
 

@@ -121,6 +121,9 @@ class Context(Protocol):
     def keep(self, name: str, value: Any) -> None:
         """Keeps JSON-ready detail with the record: curves, drawings, tables."""
 
+    def reset_memory(self) -> None:
+        """Counts the peak of memory from here on, so that set-up is outside it."""
+
 
 @dataclass(frozen=True)
 class Experiment:

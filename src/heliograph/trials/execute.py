@@ -42,6 +42,7 @@ class TrialContext:
         self.said: list[str] = []
         self.detail: dict[str, Any] = {}
         self._emit = emit
+        self.begin_bytes = 0
         self._last_progress = 0.0
 
     def say(self, text: str) -> None:
@@ -60,6 +61,15 @@ class TrialContext:
         """Keeps JSON-ready detail with the record."""
         self.detail[name] = value
 
+    def reset_memory(self) -> None:
+        """Counts the peak of memory from here on."""
+        gc.collect()
+        self.begin_bytes = _reset_peak()
+        if self.device != "cpu":
+            import torch
+
+            torch.cuda.reset_peak_memory_stats()
+
 
 def execute_trial(trial: Trial, emit: Emit) -> TrialRecord:
     """Runs ``trial`` here and now; an exception becomes a ``crashed`` record."""
@@ -67,7 +77,7 @@ def execute_trial(trial: Trial, emit: Emit) -> TrialRecord:
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     _seed_everything(trial.seed)
     gc.collect()
-    begin_bytes = _reset_peak()
+    context.begin_bytes = _reset_peak()
     cpu, wall = time.process_time(), time.perf_counter()
     status, tail = "ok", ""
     metrics: Mapping[str, Mapping[str, Any]] = {}
@@ -79,7 +89,7 @@ def execute_trial(trial: Trial, emit: Emit) -> TrialRecord:
     except Exception:
         status, tail = "crashed", traceback.format_exc()[-TAIL_CHARACTERS:]
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    peak, device_peak = max(0, _peak_bytes() - begin_bytes), _device_peak()
+    peak, device_peak = max(0, _peak_bytes() - context.begin_bytes), _device_peak()
     if status == "ok" and trial.contender:
         memory = peak if trial.device == "cpu" else device_peak
         own = {"memory_bytes": memory, "peak_bytes": peak, "peak_device_bytes": device_peak, "seconds": wall}

@@ -196,7 +196,7 @@ def _judge_claim(
             verdict, note, facts = (_exact if exact else _by_interval)(claim, measured, level)
         except (KeyError, ValueError) as error:
             verdict, note = "void", f"the records do not carry what the claim needs: {error}"
-    if bad_control is not None and not facts.get("declared"):
+    if bad_control is not None and not facts.get("declared") and not measured.missing:
         verdict, note = "void", f"the control '{bad_control.name}' misbehaved: {bad_control.note}"
     return _finding(check, claim, card, measured, level, verdict, note, facts)  # type: ignore[arg-type]
 

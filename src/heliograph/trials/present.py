@@ -348,7 +348,7 @@ def run_comparison(
         comparison, ref, load, names, parse_budget(budget), seeds=seeds, seed=seed, match=match, device=device
     )
     executor = LocalExecutor((f"heliograph.checks.{family}", *comparison.preload))
-    estimates = {t.id: t.estimate_s / executor.workers for t in trials}
+    estimates = {t.id: t.estimate_s for t in trials}
     progress = RunProgress(estimates, dict(estimates), executor.workers)
     records: list[TrialRecord] = []
     from heliograph.trials.header import new_header
@@ -426,20 +426,27 @@ def _comparison_page(result: Mapping[str, Any], records: Sequence[TrialRecord]) 
 
     from heliograph.trials.charts import curves_chart, pareto_chart, unique_ids
 
-    rows = [r for r in result["rows"] if r["quality"] is not None]
-    points = [{**r, "low": r["low"] if r["low"] is not None else r["quality"], "high": r["high"] if r["high"] is not None else r["quality"]} for r in rows]
-    memory = pareto_chart(points, "peak_mib", "quality", "peak memory, MiB", result["quality"]) if points else ""
-    size = pareto_chart(points, "steps", "quality", f"steps in {result['train_seconds_each']:.1f} s", result["quality"]) if points else ""
+    points = [
+        {**r, **{end: r["quality"] if r[end] is None else r[end] for end in ("low", "high")}}
+        for r in result["rows"]
+        if r["quality"] is not None
+    ]
+    higher = result["direction"] == "higher"
+    svgs = [
+        pareto_chart(points, cost, title, result["quality"], higher_is_better=higher)
+        for cost, title in (("peak_mib", "peak memory, MiB"), ("parameters", "parameters"))
+        if points
+    ]
     curves = {
         r.contender: r.detail["curves"]["quality"]
         for r in records
         if r.block == 0 and r.status == "ok" and "quality" in r.detail.get("curves", {})
     }
-    learning = curves_chart("quality while training, first seed", curves) if curves else ""
+    svgs.append(curves_chart(f"{result['quality']}, first seed", curves, "training seconds") if curves else "")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True
     )
-    charts = [unique_ids(svg, f"p{i}") for i, svg in enumerate((memory, size, learning)) if svg]
+    charts = [unique_ids(svg, f"p{i}") for i, svg in enumerate(svgs) if svg]
     return environment.get_template("compare.html").render(
         result=result, charts=charts, raw=json.dumps(result, indent=2)
     )

@@ -17,7 +17,17 @@ from heliograph.trials.judge import ControlResult, Finding, Judgement
 from heliograph.trials.record import FORMAT, RunHeader, TrialRecord
 from heliograph.trials.sentences import figure_text, sentence
 
-__all__ = ["badge_svg", "citation", "paper_value", "render_report", "result_json"]
+__all__ = [
+    "badge_svg",
+    "citation",
+    "contender_table",
+    "curve_svgs",
+    "drawing_svgs",
+    "guarding",
+    "paper_value",
+    "render_report",
+    "result_json",
+]
 
 
 def result_json(
@@ -103,8 +113,8 @@ def _system(
         "claims": [_claim(f, judgement, own, check, card, i) for i, f in enumerate(judgement.findings)],
         "controls": [c.to_json() for c in judgement.controls],
         "said": list(dict.fromkeys(line for r in own for line in r.said)),
-        "drawings": _drawings(own),
-        "curves": _curves(own),
+        "drawings": drawing_svgs(own),
+        "curves": curve_svgs(own),
         "table": contender_table(own),
     }
 
@@ -133,13 +143,15 @@ def _claim(
     }
 
 
-def _drawings(records: Sequence[TrialRecord]) -> list[str]:
+def drawing_svgs(records: Sequence[TrialRecord]) -> list[str]:
+    """What the trials drew, as SVG."""
     from heliograph.trials.charts import draw_graphs
 
     return [draw_graphs(row) for r in records for row in r.detail.get("drawings", ())]
 
 
-def _curves(records: Sequence[TrialRecord]) -> list[str]:
+def curve_svgs(records: Sequence[TrialRecord]) -> list[str]:
+    """The curves that the first block's trials kept, one chart an experiment, workload and name."""
     from heliograph.trials.charts import curves_chart, unique_ids
 
     merged: dict[str, dict[str, Any]] = defaultdict(dict)

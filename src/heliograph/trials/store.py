@@ -27,6 +27,7 @@ from sqlalchemy import (
     Table,
     create_engine,
     event,
+    func,
     insert,
     select,
     update,
@@ -188,7 +189,18 @@ class Store:
         with self._begin("read") as connection:
             rows = connection.execute(select(_RUNS).order_by(_RUNS.c.started_at.desc(), _RUNS.c.id.desc())).all()
             chosen = [r for r in rows if slug is None or slug in r.slugs.split()][:limit]
-            return [self._summary(connection, row) for row in chosen]
+            ids = [row.id for row in chosen]
+            counts = dict(
+                connection.execute(
+                    select(_TRIALS.c.run, func.count()).where(_TRIALS.c.run.in_(ids)).group_by(_TRIALS.c.run)
+                )
+                .tuples()
+                .all()
+            )
+            verdicts: dict[str, dict[str, str]] = {run: {} for run in ids}
+            for row in connection.execute(select(_FINDINGS).where(_FINDINGS.c.run.in_(ids))):
+                verdicts[row.run] |= {f"{row.slug}/{claim}": verdict for claim, verdict in _verdicts(row.findings)}
+            return [_summary(row, counts.get(row.id, 0), verdicts[row.id]) for row in chosen]
 
     def latest_unfinished(self, slugs: tuple[str, ...], preset: str) -> str | None:
         """The id of the newest run of these systems that was not finished, or ``None``."""
@@ -201,31 +213,16 @@ class Store:
             row = connection.execute(query).first()
         return row.id if row else None
 
-    def _summary(self, connection: Connection, row: Any) -> RunSummary:
-        trials = connection.execute(select(_TRIALS.c.trial).where(_TRIALS.c.run == row.id)).all()
-        found = connection.execute(select(_FINDINGS).where(_FINDINGS.c.run == row.id)).all()
-        return RunSummary(
-            run=row.id,
-            slugs=tuple(row.slugs.split()),
-            preset=row.preset,
-            status=row.status,
-            started_at=row.started_at,
-            machine=row.header["machine"].get("label", ""),
-            trials=len(trials),
-            planned=len(row.header.get("settings", {}).get("planned", ())),
-            verdicts={f"{r.slug}/{f['claim']}": f["verdict"] for r in found for f in r.findings},
-        )
-
     def _resolve(self, connection: Connection, run: str) -> str:
         query = select(_RUNS.c.id).order_by(_RUNS.c.started_at.desc(), _RUNS.c.id.desc())
         ids = [row.id for row in connection.execute(query).all()]
         if run == "last" and ids:
-            return ids[0]
+            return str(ids[0])
         if run in ids:
             return run
         matches = [i for i in ids if i.startswith(run)]
         if len(matches) == 1:
-            return matches[0]
+            return str(matches[0])
         if matches:
             raise BadInput(f"{run} is the beginning of {len(matches)} runs: {', '.join(matches[:4])}")
         raise BadInput(f"there is no run {run!r}; `heliograph runs` lists them")
@@ -246,6 +243,27 @@ class Store:
                 f"the store {_hide_password(self.url)} cannot be {what}: {_reason(error)}. "
                 "Free space or fix the permissions, or name another store with --store or HELIOGRAPH_STORE."
             ) from None
+
+
+def _summary(row: Any, trials: int, verdicts: Mapping[str, str]) -> RunSummary:
+    return RunSummary(
+        run=row.id,
+        slugs=tuple(row.slugs.split()),
+        preset=row.preset,
+        status=row.status,
+        started_at=row.started_at,
+        machine=row.header.get("machine", {}).get("label", ""),
+        trials=trials,
+        planned=len(row.header.get("settings", {}).get("planned", ())),
+        verdicts=verdicts,
+    )
+
+
+def _verdicts(findings: Any) -> Iterator[tuple[str, str]]:
+    """Claims and verdicts of a stored judgement; a damaged entry is left out, for `rejudge` makes it anew."""
+    for finding in findings if isinstance(findings, list) else ():
+        if isinstance(finding, dict) and "claim" in finding and "verdict" in finding:
+            yield finding["claim"], finding["verdict"]
 
 
 def _open(url: str) -> Engine:

@@ -59,16 +59,16 @@ class Figures:
 
     def curves(self, records: Sequence[TrialRecord], run: str, slug: str) -> tuple[Markup, ...]:
         """Learning curves of the first block."""
-        from heliograph.trials.report import _curves
+        from heliograph.trials.report import curve_svgs
 
         label = "Learning curves of the first block"
-        return self._once(label, lambda: _curves(records), "curves", run, len(records), slug)
+        return self._once(label, lambda: curve_svgs(records), "curves", run, len(records), slug)
 
     def drawings(self, records: Sequence[TrialRecord], run: str, slug: str) -> tuple[Markup, ...]:
         """The drawings of graphs that trials kept."""
-        from heliograph.trials.report import _drawings
+        from heliograph.trials.report import drawing_svgs
 
-        return self._once("Drawings of graphs", lambda: _drawings(records), "drawings", run, len(records), slug)
+        return self._once("Drawings of graphs", lambda: drawing_svgs(records), "drawings", run, len(records), slug)
 
     def _once(self, label: str, draw: Callable[[], list[str]], *parts: Any) -> tuple[Markup, ...]:
         key = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]

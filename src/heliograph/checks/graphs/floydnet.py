@@ -190,7 +190,7 @@ CHECK = Check(
     ),
     controls=(
         Control(
-            "inseparable pairs", "level 2 must not separate what 2-FWL cannot (rook and Shrikhande, CFI(K4), T(8) and Chang)",
+            "inseparable pairs", "level 2 must not separate what 2-FWL cannot (rook and Shrikhande, CFI(K4) and CFI(K3,3), T(8) and Chang)",
             "expressiveness", "keeps_equal", "floydnet",
         ),
         Control(
