@@ -21,7 +21,7 @@ def test_help_lists_every_command_and_imports_no_heavy_module(heliograph: list[s
         "print([m for m in ('torch', 'numpy', 'scipy', 'sqlalchemy', 'altair') if m in sys.modules])"
     )
     result = call([sys.executable, "-c", code])
-    for name in "systems show check compare runs report rejudge new doctor web".split():
+    for name in ["systems", "show", "check", "compare", "runs", "report", "rejudge", "new", "doctor", "web"]:
         assert re.search(rf"^\s+{name}\s", result.stdout, re.M), name
     assert result.stdout.rstrip().endswith("[]")
 

@@ -15,8 +15,6 @@ from heliograph.errors import BadInput, HeliographError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from heliograph.trials.judge import Judgement
-    from heliograph.trials.record import RunHeader, TrialRecord
 
 __all__ = ["app", "main"]
 
@@ -30,7 +28,9 @@ app = typer.Typer(
 )
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
-StoreUrl = Annotated[str | None, typer.Option("--store", help="sqlite:///PATH or postgresql://...; the default store otherwise.")]
+StoreUrl = Annotated[
+    str | None, typer.Option("--store", help="sqlite:///PATH or postgresql://...; the default store otherwise.")
+]
 Preset = Annotated[str, typer.Option(help="smoke (seconds), laptop (2 cores, 3 minutes) or gpu.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file instead.")]
 
@@ -91,7 +91,9 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 @app.command()
 def systems(
-    query: Annotated[list[str] | None, typer.Argument(help="Words to search for, for example: overlap communication.")] = None,
+    query: Annotated[
+        list[str] | None, typer.Argument(help="Words to search for, for example: overlap communication.")
+    ] = None,
     family: Annotated[str | None, typer.Option(help="Only this family.")] = None,
     status: Annotated[str | None, typer.Option(help="Only planned or working systems.")] = None,
     as_json: AsJson = False,
@@ -164,14 +166,24 @@ def show(
 def check(
     slugs: Annotated[list[str], typer.Argument(help="One or more systems.")],
     preset: Preset = "laptop",
-    seeds: Annotated[int | None, typer.Option(help="Independent blocks an experiment; the preset's number otherwise.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="Independent blocks an experiment; the preset's number otherwise.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Base seed.")] = 0,
     workload: Annotated[Path | None, typer.Option(help="Your own input, for checks that take one.")] = None,
     on: Annotated[str, typer.Option(help="local or ray.")] = "local",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the newest unfinished run of the same systems.")] = False,
-    rerun: Annotated[bool, typer.Option("--rerun", help="With --resume: start anew where the old run does not match.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would run, how long, and what it could detect.")] = False,
-    try_to_break: Annotated[bool, typer.Option("--try-to-break", help="Sweep size, seed and noise; report where a verdict flips.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the newest unfinished run of the same systems.")
+    ] = False,
+    rerun: Annotated[
+        bool, typer.Option("--rerun", help="With --resume: start anew where the old run does not match.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would run, how long, and what it could detect.")
+    ] = False,
+    try_to_break: Annotated[
+        bool, typer.Option("--try-to-break", help="Sweep size, seed and noise; report where a verdict flips.")
+    ] = False,
     workers: Annotated[int | None, typer.Option(help="Trials at a time; the number of cores otherwise.")] = None,
     store: StoreUrl = None,
     output: Output = None,
@@ -234,7 +246,9 @@ def compare(
     seeds: Annotated[int, typer.Option(help="Independent seeds.")] = 5,
     seed: Annotated[int, typer.Option(help="Base seed.")] = 0,
     match: Annotated[str, typer.Option(help="parameters (within 5 %) or none.")] = "parameters",
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write an HTML page with the Pareto chart.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write an HTML page with the Pareto chart.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Give contenders the same training seconds on your workload, and chart quality against cost."""
@@ -333,7 +347,10 @@ def rejudge(
 
     header, records = load_run(run, store)
     judgements, checks, cards = judge_records(header, records)
-    _keep_judgements(run, header, judgements, None if Path(run).is_file() else Store(store))
+    if not Path(run).is_file():
+        kept = Store(store)
+        for slug, judgement in judgements.items():
+            kept.save_judgement(header.run, slug, judgement)
     if output is not None:
         _write(output, json.dumps(result_json(header, judgements, records), indent=1, allow_nan=False) + "\n")
     if as_json:
@@ -341,12 +358,6 @@ def rejudge(
     else:
         print_judgements(_console(), judgements, checks, cards)
     raise typer.Exit(exit_code(f for j in judgements.values() for f in j.findings))
-
-
-def _keep_judgements(run: str, header: RunHeader, judgements: dict[str, Judgement], store: Any) -> None:
-    if store is not None:
-        for slug, judgement in judgements.items():
-            store.save_judgement(header.run, slug, judgement)
 
 
 @app.command()
@@ -360,7 +371,9 @@ def new(
 
     for path in scaffold(slug, family, into):
         print(path)
-    print(f"next: heliograph check {slug} --preset smoke (in a plug-in folder, first: pip install -e .)", file=sys.stderr)
+    print(
+        f"next: heliograph check {slug} --preset smoke (in a plug-in folder, first: pip install -e .)", file=sys.stderr
+    )
 
 
 @app.command()
@@ -385,7 +398,9 @@ def web(
     host: Annotated[str, typer.Option(help="Address to bind.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to bind.")] = 8765,
     open_browser: Annotated[bool, typer.Option("--open", help="Open a browser.")] = False,
-    allow_remote: Annotated[bool, typer.Option("--allow-remote", help="Let other machines read the catalog and runs.")] = False,
+    allow_remote: Annotated[
+        bool, typer.Option("--allow-remote", help="Let other machines read the catalog and runs.")
+    ] = False,
     store: StoreUrl = None,
 ) -> None:
     """Serve the catalog, the runs and a running check to a browser (read-only, loopback)."""

@@ -119,10 +119,9 @@ def _behave(context: Context) -> dict[str, float]:
                 sys.stdout.write(line)
         if what == "nan":
             return {"score": float("nan")}
-        if what == "fork":
-            if os.fork() == 0:
-                time.sleep(60)
-                os._exit(0)
+        if what == "fork" and os.fork() == 0:
+            time.sleep(60)
+            os._exit(0)
     return {"score": 1.0}
 
 

@@ -84,7 +84,7 @@ def test_grandchild_dies_with_its_trial() -> None:
     left = [
         p for p in psutil.process_iter(["cmdline"]) if p.pid not in before and "forkserver" in str(p.info["cmdline"])
     ]
-    gone, alive = psutil.wait_procs(left, timeout=5)
+    _, alive = psutil.wait_procs(left, timeout=5)
     assert not alive
 
 
@@ -130,7 +130,7 @@ def test_killed_command_leaves_no_process_behind(tmp_path: Path) -> None:
     assert len(family) >= 2
     process.send_signal(signal.SIGKILL)
     process.wait()
-    gone, alive = psutil.wait_procs(family, timeout=10)
+    _, alive = psutil.wait_procs(family, timeout=10)
     assert not alive
 
 

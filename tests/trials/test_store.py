@@ -95,9 +95,13 @@ def test_full_database_is_a_clear_error_and_keeps_what_was_written(store: Store)
     store.create_run(first)
     store.append(first.run, record(0))
     event.listen(store._engine, "checkout", lambda connection, *_: connection.execute("PRAGMA max_page_count=1"))
-    with pytest.raises(StoreError, match="full"):
+
+    def fill() -> None:
         for number in range(1, 19):
             store.append(first.run, record(number, tail="x" * 4000))
+
+    with pytest.raises(StoreError, match="full"):
+        fill()
     assert store.load(first.run)[1][0].trial == PLAN.trials[0].id
 
 

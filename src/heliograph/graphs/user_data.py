@@ -109,7 +109,8 @@ def _check(path: Path, index: int, graph: Any) -> None:
     if size > LARGEST_DENSE:
         raise BadInput(f"{where}: {size} vertices; networks on all pairs take at most {LARGEST_DENSE}")
     edges = graph.edge_index
-    if edges.dim() != 2 or edges.shape[0] != 2 or (edges.numel() and not 0 <= int(edges.min()) <= int(edges.max()) < size):
+    shaped = edges.dim() == 2 and edges.shape[0] == 2
+    if not shaped or (edges.numel() and not 0 <= int(edges.min()) <= int(edges.max()) < size):
         raise BadInput(f"{where}: edge_index must be [2, E] with indices in [0, {size})")
     if graph.y is None:
         raise BadInput(f"{where}: has no target y")

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from typing import Any
+from typing import Any, cast
 
 import altair as alt
 import vl_convert
@@ -53,11 +53,11 @@ def _svg(chart: Any) -> str:
 
 
 def _data(rows: Iterable[Mapping[str, Any]]) -> Any:
-    return alt.Data(values=list(rows))
+    return alt.Data(values=list(rows))  # type: ignore[no-untyped-call]
 
 
 def findings_chart(finding: Row, controls: Sequence[Row] = (), paper: float | None = None) -> str:
-    """The claim's interval, its controls', our threshold and the paper's figure on one axis; ``""`` without interval."""
+    """The claim's interval, its controls', our threshold and the paper's figure on one axis; ``""`` without one."""
     if finding["low"] is None:
         return ""
     ratio = finding["effect"] == "ratio" and finding["kind"] != "bound"
@@ -118,9 +118,9 @@ def arms_chart(finding: Row, records: Sequence[TrialRecord], experiment: str, me
     ]
     if not rows:
         return ""
-    values = [row["value"] for row in rows]
+    values = [cast(float, row["value"]) for row in rows]
     log = min(values) > 0 and max(values) / min(values) > 20
-    arms = list(dict.fromkeys(row["arm"] for row in rows))
+    arms = list(dict.fromkeys(str(row["arm"]) for row in rows))
     chart = (
         alt.Chart(_data(rows))
         .mark_point(filled=True, size=55, opacity=0.75)
@@ -145,8 +145,8 @@ def curves_chart(title: str, curves: Mapping[str, Sequence[Sequence[float]]], x_
     ]
     if not rows:
         return ""
-    ends = [float(f(row["y"] for row in rows)) for f in (min, max)]  # type: ignore[operator]
-    log = ends[0] > 0 and ends[1] > max(1.0, 20 * ends[0])
+    heights = [cast(float, row["y"]) for row in rows]
+    log = min(heights) > 0 and max(heights) > max(1.0, 20 * min(heights))
     chart = (
         alt.Chart(_data(rows), title=title)
         .mark_line(strokeWidth=1.6)
@@ -174,8 +174,13 @@ def pareto_chart(
     front = [
         r
         for r in rows
-        if not any(o[x] <= r[x] and sign * o["quality"] >= sign * r["quality"] and o is not r and
-                   (o[x] < r[x] or sign * o["quality"] > sign * r["quality"]) for o in rows)
+        if not any(
+            o[x] <= r[x]
+            and sign * o["quality"] >= sign * r["quality"]
+            and o is not r
+            and (o[x] < r[x] or sign * o["quality"] > sign * r["quality"])
+            for o in rows
+        )
     ]
     encode_x = alt.X(f"{x}:Q", title=x_title, scale=alt.Scale(zero=False, nice=True))
     encode_y = alt.Y("quality:Q", title=y_title, scale=alt.Scale(zero=False))
@@ -212,9 +217,8 @@ def draw_graphs(graphs: Sequence[Mapping[str, Any]]) -> str:
             f'fill="currentColor">{escape(str(graph["caption"]))}</text>'
         )
     width, height = len(graphs) * (size + 3 * pad), size + 3 * pad
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img">{"".join(parts)}</svg>'
-    )
+    size_text = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size_text} role="img">{"".join(parts)}</svg>'
 
 
 def unique_ids(svg: str, prefix: str) -> str:

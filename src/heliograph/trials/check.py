@@ -319,7 +319,8 @@ def _problems(check: Check) -> Iterator[str]:
             loads = [w.name for w in size.workloads]
             if preset not in PRESETS or size.blocks < 1 or not loads or len(set(loads)) != len(loads):
                 yield f"experiment {experiment.name}: bad size for preset {preset!r}"
-    for part in (*check.claims, *check.controls):
+    parts: tuple[Claim | Control, ...] = (*check.claims, *check.controls)
+    for part in parts:
         what = f"claim {part.claim}" if isinstance(part, Claim) else f"control {part.name}"
         if part.experiment not in names:
             yield f"{what}: no experiment {part.experiment!r}"

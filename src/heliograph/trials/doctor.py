@@ -48,7 +48,15 @@ class Diagnosis:
 def diagnose(store_url: str | None = None) -> list[Diagnosis]:
     """Looks at interpreter, machine, store and extras; starts nothing and installs nothing."""
     machine = this_machine()
-    return [_python(), _system(), *_machine(machine), _search(), _store(store_url), *map(_extra, EXTRAS), _presets(machine)]
+    return [
+        _python(),
+        _system(),
+        *_machine(machine),
+        _search(),
+        _store(store_url),
+        *map(_extra, EXTRAS),
+        _presets(machine),
+    ]
 
 
 def _python() -> Diagnosis:

@@ -440,5 +440,6 @@ def _judge_control(
     floor, ceiling = (1 / control.margin if ratio else -control.margin), control.margin
     inside = floor <= low and high <= ceiling
     unit = "x" if ratio else ""
-    note = f"its effect [{low:.3g}, {high:.3g}]{unit} lies {'inside' if inside else 'outside'} the margin [{floor:.3g}, {ceiling:.3g}]{unit}"
+    where = "inside" if inside else "outside"
+    note = f"its effect [{low:.3g}, {high:.3g}]{unit} lies {where} the margin [{floor:.3g}, {ceiling:.3g}]{unit}"
     return result(inside, note, low, high)

@@ -236,7 +236,8 @@ class LocalExecutor:
         if time.monotonic() - running.began > trial.time_limit_s:
             running.killed = f"timed_out: stopped after its limit of {trial.time_limit_s:g} s"
         elif (resident := _resident_bytes(running.pid)) > trial.memory_limit_bytes:
-            running.killed = f"out_of_memory: held {resident / 2**20:.0f} MiB; its limit is {trial.memory_limit_bytes / 2**20:.0f} MiB"
+            held, limit = resident / 2**20, trial.memory_limit_bytes / 2**20
+            running.killed = f"out_of_memory: held {held:.0f} MiB; its limit is {limit:.0f} MiB"
         if running.killed:
             _kill_group(running.pid)
 

@@ -78,9 +78,7 @@ def judge_records(
         raise BadInput(f"the run checked {missing[0]}, which this installation does not know")
     checks = {slug: load_check(ref) for slug, ref in refs.items() if ref is not None}
     planned = header.settings.get("planned", ())
-    judgements = {
-        slug: judge(check, cards[slug], header.preset, records, planned) for slug, check in checks.items()
-    }
+    judgements = {slug: judge(check, cards[slug], header.preset, records, planned) for slug, check in checks.items()}
     return judgements, checks, cards
 
 
@@ -91,7 +89,9 @@ def print_judgements(
     for slug, judgement in judgements.items():
         for finding in judgement.findings:
             row = finding.to_json()
-            console.print(Text.assemble((f"{finding.claim}: ", "bold"), (finding.verdict, VERDICT_STYLES[finding.verdict])))
+            console.print(
+                Text.assemble((f"{finding.claim}: ", "bold"), (finding.verdict, VERDICT_STYLES[finding.verdict]))
+            )
             paper = paper_value(finding, checks[slug], cards.get(slug))
             for line in axis_chart(row, guarding(checks[slug], finding.claim, judgement.controls), paper):
                 console.print(Text(f"  {line}"))
@@ -118,7 +118,9 @@ def print_card(
     """A card: the claims, the committed records of other machines, and this machine's."""
     console.print(f"[bold]{escape(card.title)}[/]", highlight=False)
     facts = [card.family, str(card.year), f"arXiv:{card.arxiv}" if card.arxiv else "", card.status]
-    code = f"code: github.com/{card.code}" + (f" ({card.code_licence})" if card.code_licence else "") if card.code else ""
+    code = (
+        f"code: github.com/{card.code}" + (f" ({card.code_licence})" if card.code_licence else "") if card.code else ""
+    )
     console.print(" · ".join(filter(None, [*facts, code])), style="bright_black", highlight=False)
     console.print(" ".join(card.summary.split()), highlight=False)
     if card.public:
@@ -155,7 +157,7 @@ def dry_run_json(slugs: Sequence[str], options: CheckOptions) -> list[dict[str, 
     Seconds, memory and spread come from this machine's newest run of the same preset, else from a committed record,
     else from the check's own estimate.
     """
-    plans, cards = plan_systems(slugs, options)
+    plans, _ = plan_systems(slugs, options)
     workers = getattr(make_executor(plans, options), "workers", 1)
     rows = []
     for plan in plans:
@@ -243,8 +245,9 @@ def print_dry_run(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
     for row in rows:
         memory = f"{row['memory_bytes'] / 2**20:.0f} MiB measured, " if row["memory_bytes"] else ""
         console.print(
-            f"[bold]{row['system']}[/] at {row['preset']}: {row['trials']} trials, about {duration_text(row['seconds'])}, "
-            f"{memory}limit {row['memory_limit_bytes'] / 2**30:.3g} GiB a trial ({row['based_on']})",
+            f"[bold]{row['system']}[/] at {row['preset']}: {row['trials']} trials, "
+            f"about {duration_text(row['seconds'])}, {memory}limit "
+            f"{row['memory_limit_bytes'] / 2**30:.3g} GiB a trial ({row['based_on']})",
             highlight=False,
         )
         for part in row["experiments"]:
@@ -261,7 +264,9 @@ def print_dry_run(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
             elif claim["smallest_effect"] is None:
                 text = "smallest detectable effect unknown until a first run"
             else:
-                text = f"could detect an effect of {figure_text(claim['smallest_effect'], claim['unit'])} in 8 of 10 runs"
+                text = (
+                    f"could detect an effect of {figure_text(claim['smallest_effect'], claim['unit'])} in 8 of 10 runs"
+                )
             console.print(f"  claim {claim['claim']}: {text}", highlight=False)
 
 
@@ -354,7 +359,9 @@ def run_comparison(
     from heliograph.trials.header import new_header
 
     plan = Plan(ref, _as_check(trials[0].slug), "laptop", tuple(trials))
-    header = new_header([plan], f"heliograph compare {workload} --contenders {','.join(names)} --budget {budget}", {"seed": seed})
+    header = new_header(
+        [plan], f"heliograph compare {workload} --contenders {','.join(names)} --budget {budget}", {"seed": seed}
+    )
     with RunWatcher(console) as watcher:
         watcher.start(header, progress, 0)
 
@@ -392,9 +399,19 @@ def _as_check(slug: str) -> Check:
 def print_comparison(console: Console, result: Mapping[str, Any]) -> None:
     """The comparison as a table, best quality first, and one sentence."""
     better = -1 if result["direction"] == "higher" else 1
-    rows = sorted(result["rows"], key=lambda r: better * (r["quality"] if r["quality"] is not None else -better * math.inf))
+    rows = sorted(
+        result["rows"], key=lambda r: better * (r["quality"] if r["quality"] is not None else -better * math.inf)
+    )
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("contender", result["quality"], f"minus {result['reference']}", "parameters", "steps", "MiB", "set-up s"):
+    for name in (
+        "contender",
+        result["quality"],
+        f"minus {result['reference']}",
+        "parameters",
+        "steps",
+        "MiB",
+        "set-up s",
+    ):
         table.add_column(name)
     for row in rows:
         table.add_row(
@@ -408,8 +425,8 @@ def print_comparison(console: Console, result: Mapping[str, Any]) -> None:
         )
     console.print(table)
     console.print(
-        f"{result['workload']}: {result['train_seconds_each']:.1f} training seconds for each of {result['seeds']} seeds, "
-        f"parameters {'matched within 5 %' if result['matched'] else 'as they are'}; "
+        f"{result['workload']}: {result['train_seconds_each']:.1f} training seconds for each of "
+        f"{result['seeds']} seeds, parameters {'matched within 5 %' if result['matched'] else 'as they are'}; "
         f"{result['direction']} {result['quality']} is better; intervals at 95 %, each by itself.",
         highlight=False,
     )

@@ -6,6 +6,7 @@ process, limits and record wherever it runs. Timed trials take all cores of thei
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -77,14 +78,15 @@ class RayExecutor:
     def _connect(self) -> None:
         try:
             self._ray.init(
-                address=self._address, logging_level="ERROR", log_to_driver=False, include_dashboard=False
+                address=self._address, logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise BadInput(f"no Ray cluster at {self._address or 'this machine'}: {error}") from None
 
     def _run_all(self, trials: Sequence[Trial], on_event: OnEvent) -> None:
         remote = self._ray.remote(max_retries=0)(_execute)
-        whole = max((node["Resources"].get("CPU", 0) for node in self._ray.nodes() if node["Alive"]), default=1)
+        nodes = self._ray.nodes()  # type: ignore[no-untyped-call]
+        whole = max((node["Resources"].get("CPU", 0) for node in nodes if node["Alive"]), default=1)
         paths = [str(Path(p).resolve()) for p in sys.path if p]
         waiting: dict[Any, Trial] = {}
         try:

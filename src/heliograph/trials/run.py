@@ -52,7 +52,9 @@ def pick_device(preset: str) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one check; returns the exit code: 0 when every trial ended well, 1 otherwise, 2 for bad input."""
-    parser = argparse.ArgumentParser(prog="python -m heliograph.trials.run", description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(
+        prog="python -m heliograph.trials.run", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("slug", help="the system to check, or module:attribute of a check")
     parser.add_argument("--preset", choices=PRESETS, default="laptop")
     parser.add_argument("--output", type=Path, required=True, help="the record to write, JSON lines")

@@ -136,7 +136,7 @@ class Run:
         executor: Executor,
         store: RunStore,
         spool: Path,
-        on_event: Callable[[Event], None] = lambda event: None,
+        on_event: Callable[[Event], None] = lambda _: None,
         *,
         resumed: bool = False,
     ) -> Outcome:

@@ -67,14 +67,18 @@ def _render(slug: str, family: str, *, inside: bool) -> dict[str, str]:
         "module": f"heliograph_{slug}",
     }
     places = {
-        "card.toml": f"src/heliograph/catalog/cards/{slug}.toml" if inside else f"src/heliograph_{slug}/cards/{slug}.toml",
+        "card.toml": f"src/heliograph/catalog/cards/{slug}.toml"
+        if inside
+        else f"src/heliograph_{slug}/cards/{slug}.toml",
         "component.py": f"src/heliograph/{family}/{slug}.py" if inside else f"src/heliograph_{slug}/component.py",
         "check.py": f"src/heliograph/checks/{family}/{slug}.py" if inside else f"src/heliograph_{slug}/check.py",
         "test.py": f"tests/{family}/test_{slug}.py" if inside else f"tests/test_{slug}.py",
     }
     if inside:
         packages = (f"src/heliograph/{family}", f"src/heliograph/checks/{family}")
-        extra = {f"{p}/__init__.py": f'"""Systems of the family {family}."""\n' for p in packages if not Path(p).exists()}
+        extra = {
+            f"{p}/__init__.py": f'"""Systems of the family {family}."""\n' for p in packages if not Path(p).exists()
+        }
     else:
         places |= {"pyproject.toml": "pyproject.toml"}
         extra = {f"src/heliograph_{slug}/__init__.py": f'"""The system {slug}, a plug-in of heliograph."""\n'}

@@ -230,9 +230,7 @@ def check_systems(
         run = Run(header, plans, cards, done)
         try:
             with _terminate_like_interrupt():
-                outcome = run.execute(
-                    executor, store, data_folder() / "spool", watch, resumed=resumed
-                )
+                outcome = run.execute(executor, store, data_folder() / "spool", watch, resumed=resumed)
         finally:
             live.remove()
     finally:
@@ -240,9 +238,7 @@ def check_systems(
     return outcome, plans, cards
 
 
-def _resumed(
-    store: Store, header: RunHeader, options: CheckOptions
-) -> tuple[RunHeader, list[TrialRecord], bool]:
+def _resumed(store: Store, header: RunHeader, options: CheckOptions) -> tuple[RunHeader, list[TrialRecord], bool]:
     if not options.resume:
         return header, [], False
     run = store.latest_unfinished(header.slugs, header.preset)

@@ -190,13 +190,8 @@ class Store:
             rows = connection.execute(select(_RUNS).order_by(_RUNS.c.started_at.desc(), _RUNS.c.id.desc())).all()
             chosen = [r for r in rows if slug is None or slug in r.slugs.split()][:limit]
             ids = [row.id for row in chosen]
-            counts = dict(
-                connection.execute(
-                    select(_TRIALS.c.run, func.count()).where(_TRIALS.c.run.in_(ids)).group_by(_TRIALS.c.run)
-                )
-                .tuples()
-                .all()
-            )
+            count = select(_TRIALS.c.run, func.count()).where(_TRIALS.c.run.in_(ids)).group_by(_TRIALS.c.run)
+            counts: dict[str, int] = {run: number for run, number in connection.execute(count)}  # noqa: C416
             verdicts: dict[str, dict[str, str]] = {run: {} for run in ids}
             for row in connection.execute(select(_FINDINGS).where(_FINDINGS.c.run.in_(ids))):
                 verdicts[row.run] |= {f"{row.slug}/{claim}": verdict for claim, verdict in _verdicts(row.findings)}

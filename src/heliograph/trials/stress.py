@@ -95,7 +95,13 @@ def break_claims(
 
         executor.run(variation.trials, keep)
         planned = [
-            {"id": t.id, "experiment": t.experiment, "workload": t.workload.name, "block": t.block, "contender": t.contender}
+            {
+                "id": t.id,
+                "experiment": t.experiment,
+                "workload": t.workload.name,
+                "block": t.block,
+                "contender": t.contender,
+            }
             for t in variation.trials
         ]
         judged = judge(plan.check, card, plan.preset, records, planned)

@@ -65,7 +65,8 @@ def _train_for(
     budget, random = context.workload["budget_s"], torch.Generator().manual_seed(context.seed)
     optimiser = torch.optim.AdamW(model.parameters(), lr=context.workload["rate"], weight_decay=0.0)
     score = task_error if quality == "error" else task_score
-    curve, spent, steps, order = [[0.0, score(model, test)]], 0.0, 0, []
+    curve, spent, steps = [[0.0, score(model, test)]], 0.0, 0
+    order: list[int] = []
     while spent < budget:
         begin = time.perf_counter()
         model.train()

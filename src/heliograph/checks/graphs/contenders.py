@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from heliograph.graphs.core.message_passing import (
     GraphIsomorphismNetwork,
+    LevelStates,
     MaxMessagePassing,
     count_parameters,
     match_width,
@@ -19,6 +20,8 @@ from heliograph.graphs.floydnet.algorithms import FloydReasoner, TaskBatch, Task
 __all__ = ["GinProbe", "build_model", "model_names"]
 
 TOLERANCE = 0.05
+Channels = tuple[int, int, int]
+"""Input channels of a vertex, an ordered pair and the graph."""
 
 
 class GinProbe(nn.Module):
@@ -36,7 +39,8 @@ class GinProbe(nn.Module):
         vertex = torch.zeros((batch, size, 0), dtype=torch.float64)
         mask = torch.ones((batch, size), dtype=torch.bool)
         graph = torch.zeros((batch, 0), dtype=torch.float64)
-        return self.network(vertex, adj.double().unsqueeze(-1), graph, mask).graph
+        states: LevelStates = self.network(vertex, adj.double().unsqueeze(-1), graph, mask)
+        return states.graph
 
 
 def model_names() -> tuple[str, ...]:
@@ -44,20 +48,20 @@ def model_names() -> tuple[str, ...]:
     return tuple(_BUILDERS)
 
 
-def _floydnet(channels: Sequence[int], width: int, depth: int) -> nn.Module:
+def _floydnet(channels: Channels, width: int, depth: int) -> nn.Module:
     heads = 2 if width % 2 == 0 else 1
     return FloydReasoner(*channels, dim=width, heads=heads, depth=depth)
 
 
-def _mpnn(channels: Sequence[int], width: int, _: int) -> nn.Module:
+def _mpnn(channels: Channels, width: int, _: int) -> nn.Module:
     return MaxMessagePassing(*channels, dim=width)
 
 
-def _gin(channels: Sequence[int], width: int, depth: int) -> nn.Module:
+def _gin(channels: Channels, width: int, depth: int) -> nn.Module:
     return GraphIsomorphismNetwork(*channels, dim=width, depth=depth)
 
 
-_BUILDERS: dict[str, Callable[[Sequence[int], int, int], nn.Module]] = {
+_BUILDERS: dict[str, Callable[[Channels, int, int], nn.Module]] = {
     "floydnet": _floydnet,
     "mpnn": _mpnn,
     "gin": _gin,

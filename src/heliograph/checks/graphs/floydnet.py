@@ -24,10 +24,15 @@ __all__ = ["CHECK"]
 
 FLOYD = Contender("floydnet", "system")
 GIN = Contender("gin", "baseline", "GINE layers, same parameters, about the same seconds")
-MPNN = Contender("mpnn", "baseline", "CLRS-style max aggregation over all vertices, same parameters, about the same seconds")
+MPNN = Contender(
+    "mpnn", "baseline", "CLRS-style max aggregation over all vertices, same parameters, about the same seconds"
+)
 MINUTE = 60.0
 
-NAMED, ATLAS = Workload("named pairs", {"pairs": "named", "order": 2}), Workload("atlas pairs", {"pairs": "atlas", "order": 2})
+NAMED, ATLAS = (
+    Workload("named pairs", {"pairs": "named", "order": 2}),
+    Workload("atlas pairs", {"pairs": "atlas", "order": 2}),
+)
 HARD = Workload("beyond 2-FWL", {"pairs": "beyond", "order": 3})
 HARD_LAPTOP = HARD.with_params(leave_out=["T(8)/Chang 2", "T(8)/Chang 3"])
 
@@ -45,9 +50,15 @@ EXPRESSIVENESS = Experiment(
 
 TWO_CYCLES = {"patterns": ["cycle3", "cycle4"], "label_noise": 0.0, "rate": 1e-3}
 SIX = {"patterns": ["cycle3", "cycle4", "cycle5", "cycle6", "chordal4", "chordal5"], "label_noise": 0.0, "rate": 1e-3}
-COUNTS = Workload("triangles and 4-cycles", {**TWO_CYCLES, "graphs": 400, "vertices": 12, "batch": 20, "width": 32, "depth": 6, "steps": 100, "gin_steps": 600})
+COUNTS = Workload(
+    "triangles and 4-cycles",
+    {**TWO_CYCLES, "graphs": 400, "vertices": 12, "batch": 20, "width": 32, "depth": 6, "steps": 100, "gin_steps": 600},
+)
 TINY_COUNTS = COUNTS.with_params(graphs=40, vertices=8, batch=10, width=8, depth=2, steps=3, gin_steps=6)
-LARGE_COUNTS = Workload("six patterns", {**SIX, "graphs": 4000, "vertices": 20, "batch": 64, "width": 96, "depth": 24, "steps": 120, "gin_steps": 720})
+LARGE_COUNTS = Workload(
+    "six patterns",
+    {**SIX, "graphs": 4000, "vertices": 20, "batch": 64, "width": 96, "depth": 24, "steps": 120, "gin_steps": 720},
+)
 
 COUNTING = Experiment(
     "counting",
@@ -61,10 +72,29 @@ COUNTING = Experiment(
     },
 )
 
-LEARN = {"train": [4, 8], "test": 16, "batch": 24, "width": 32, "depth": 6, "steps": 60, "mpnn_steps": 100, "rate": 1e-3, "wrong_labels": 0.0}
+LEARN = {
+    "train": [4, 8],
+    "test": 16,
+    "batch": 24,
+    "width": 32,
+    "depth": 6,
+    "steps": 60,
+    "mpnn_steps": 100,
+    "rate": 1e-3,
+    "wrong_labels": 0.0,
+}
 FLOYD_WARSHALL, BFS, MST = (Workload(t, {**LEARN, "task": t}) for t in ("floyd_warshall", "bfs", "mst_prim"))
 FAR = {**LEARN, "train": [4, 16], "test": 64, "batch": 32, "width": 96, "depth": 16, "steps": 150, "mpnn_steps": 240}
-EIGHT_TASKS = ("bfs", "bellman_ford", "dijkstra", "floyd_warshall", "mst_prim", "topological_sort", "insertion_sort", "lcs_length")
+EIGHT_TASKS = (
+    "bfs",
+    "bellman_ford",
+    "dijkstra",
+    "floyd_warshall",
+    "mst_prim",
+    "topological_sort",
+    "insertion_sort",
+    "lcs_length",
+)
 
 ALGORITHMS = Experiment(
     "algorithms",
@@ -72,9 +102,17 @@ ALGORITHMS = Experiment(
     (FLOYD, MPNN),
     learning.measure_algorithm,
     {
-        "smoke": Size((BFS.with_params(steps=3, mpnn_steps=3, width=8, depth=2, batch=4),), 1, time_limit_s=MINUTE, estimate_s=0.5),
+        "smoke": Size(
+            (BFS.with_params(steps=3, mpnn_steps=3, width=8, depth=2, batch=4),), 1, time_limit_s=MINUTE, estimate_s=0.5
+        ),
         "laptop": Size((FLOYD_WARSHALL, BFS, MST), 5, time_limit_s=3 * MINUTE, estimate_s=4.5),
-        "gpu": Size(tuple(Workload(t, {**FAR, "task": t}) for t in EIGHT_TASKS), 5, time_limit_s=3 * MINUTE, memory_limit_bytes=16 * 2**30, estimate_s=8),
+        "gpu": Size(
+            tuple(Workload(t, {**FAR, "task": t}) for t in EIGHT_TASKS),
+            5,
+            time_limit_s=3 * MINUTE,
+            memory_limit_bytes=16 * 2**30,
+            estimate_s=8,
+        ),
     },
 )
 SHUFFLED_ALGORITHM = Experiment(
@@ -83,19 +121,53 @@ SHUFFLED_ALGORITHM = Experiment(
     (Contender("floydnet", "control"), Contender("mpnn", "control")),
     learning.measure_algorithm,
     {
-        "laptop": Size((MST.with_params(wrong_labels=1.0, steps=40, mpnn_steps=40),), 5, time_limit_s=3 * MINUTE, estimate_s=2.5),
-        "gpu": Size((Workload("mst_prim", {**FAR, "task": "mst_prim", "wrong_labels": 1.0, "test": 32, "steps": 60, "mpnn_steps": 60}),), 5, time_limit_s=3 * MINUTE, memory_limit_bytes=16 * 2**30, estimate_s=5),
+        "laptop": Size(
+            (MST.with_params(wrong_labels=1.0, steps=40, mpnn_steps=40),), 5, time_limit_s=3 * MINUTE, estimate_s=2.5
+        ),
+        "gpu": Size(
+            (
+                Workload(
+                    "mst_prim",
+                    {**FAR, "task": "mst_prim", "wrong_labels": 1.0, "test": 32, "steps": 60, "mpnn_steps": 60},
+                ),
+            ),
+            5,
+            time_limit_s=3 * MINUTE,
+            memory_limit_bytes=16 * 2**30,
+            estimate_s=5,
+        ),
     },
 )
 
 TOURS = Experiment(
     "tours",
     "random symmetric integer distances, unseen sizes: tours found optimal",
-    (FLOYD, Contender("local search", "baseline", "nearest neighbour, 2-opt and Or-opt with restarts, same seconds an instance"), Contender("local search, again", "control", "the same with other starts")),
+    (
+        FLOYD,
+        Contender(
+            "local search", "baseline", "nearest neighbour, 2-opt and Or-opt with restarts, same seconds an instance"
+        ),
+        Contender("local search, again", "control", "the same with other starts"),
+    ),
     tours.measure,
     {
         "gpu": Size(
-            (Workload("15 to 18 cities", {"train": [10, 14], "test": [15, 18], "instances": 48, "width": 128, "depth": 16, "batch": 64, "train_s": 240.0, "samples": 10, "rate": 1e-3}),),
+            (
+                Workload(
+                    "15 to 18 cities",
+                    {
+                        "train": [10, 14],
+                        "test": [15, 18],
+                        "instances": 48,
+                        "width": 128,
+                        "depth": 16,
+                        "batch": 64,
+                        "train_s": 240.0,
+                        "samples": 10,
+                        "rate": 1e-3,
+                    },
+                ),
+            ),
             1,
             time_limit_s=9 * MINUTE,
             memory_limit_bytes=16 * 2**30,
@@ -110,7 +182,10 @@ EQUALITY = Experiment(
     "chunked pivotal attention against the equation as it stands",
     (FLOYD,),
     kernel.measure_equality,
-    {p: Size((Workload("random states", {"sizes": [1, 5, 12]}),), 1, time_limit_s=MINUTE) for p in ("smoke", "laptop", "gpu")},
+    {
+        p: Size((Workload("random states", {"sizes": [1, 5, 12]}),), 1, time_limit_s=MINUTE)
+        for p in ("smoke", "laptop", "gpu")
+    },
 )
 MEMORY_ARMS = (
     Contender("chunked", "system"),
@@ -124,8 +199,19 @@ MEMORY = Experiment(
     kernel.measure_memory,
     {
         "smoke": Size((Workload("N=24", {**STATE, "vertices": 24, "chunk": 4}),), 1, time_limit_s=MINUTE),
-        "laptop": Size(tuple(Workload(f"N={n}", {**STATE, "vertices": n, "chunk": 8}) for n in (64, 128)), 5, time_limit_s=MINUTE, estimate_s=0.6),
-        "gpu": Size(tuple(Workload(f"N={n}", {**STATE, "vertices": n, "chunk": 16}) for n in (64, 128, 256)), 8, time_limit_s=MINUTE, memory_limit_bytes=16 * 2**30, estimate_s=4),
+        "laptop": Size(
+            tuple(Workload(f"N={n}", {**STATE, "vertices": n, "chunk": 8}) for n in (64, 128)),
+            5,
+            time_limit_s=MINUTE,
+            estimate_s=0.6,
+        ),
+        "gpu": Size(
+            tuple(Workload(f"N={n}", {**STATE, "vertices": n, "chunk": 16}) for n in (64, 128, 256)),
+            8,
+            time_limit_s=MINUTE,
+            memory_limit_bytes=16 * 2**30,
+            estimate_s=4,
+        ),
     },
 )
 TIME = Experiment(
@@ -135,8 +221,21 @@ TIME = Experiment(
     kernel.measure_time,
     {
         "smoke": Size((Workload("N=24", {**STATE, "vertices": 24, "chunk": 4}),), 1, repeats=2, time_limit_s=MINUTE),
-        "laptop": Size(tuple(Workload(f"N={n}", {**STATE, "vertices": n, "chunk": 8}) for n in (32, 128)), 5, repeats=5, time_limit_s=MINUTE, estimate_s=2),
-        "gpu": Size(tuple(Workload(f"N={n}", {**STATE, "vertices": n, "chunk": 64}) for n in (64, 128, 256)), 8, repeats=9, time_limit_s=MINUTE, memory_limit_bytes=16 * 2**30, estimate_s=4),
+        "laptop": Size(
+            tuple(Workload(f"N={n}", {**STATE, "vertices": n, "chunk": 8}) for n in (32, 128)),
+            5,
+            repeats=5,
+            time_limit_s=MINUTE,
+            estimate_s=2,
+        ),
+        "gpu": Size(
+            tuple(Workload(f"N={n}", {**STATE, "vertices": n, "chunk": 64}) for n in (64, 128, 256)),
+            8,
+            repeats=9,
+            time_limit_s=MINUTE,
+            memory_limit_bytes=16 * 2**30,
+            estimate_s=4,
+        ),
     },
     kind="interleaved",
 )
@@ -146,73 +245,161 @@ CHECK = Check(
     experiments=(EXPRESSIVENESS, EQUALITY, COUNTING, ALGORITHMS, SHUFFLED_ALGORITHM, TOURS, MEMORY, TIME),
     claims=(
         Claim(
-            "expressive_power", "expressiveness", "agrees", "floydnet", Exact(),
+            "expressive_power",
+            "expressiveness",
+            "agrees",
+            "floydnet",
+            Exact(),
             measured="pairs on which the untrained level-k network and k-FWL agree",
             cannot_show="the 400 pairs of BREC, unless your copy is given with --workload",
             presets=("smoke", "laptop", "gpu"),
         ),
         Claim(
-            "pivotal_equality", "equality", "equal", "floydnet", Exact(),
+            "pivotal_equality",
+            "equality",
+            "equal",
+            "floydnet",
+            Exact(),
             measured="outputs and gradients equal to the five-index form",
             cannot_show="equality in 16-bit arithmetic, where both forms round",
             presets=("smoke", "laptop", "gpu"),
         ),
         Claim(
-            "substructure_counting", "counting", "error", "floydnet", Superior(5.0),
-            baseline="gin", effect="ratio", better="lower", comparable="value",
+            "substructure_counting",
+            "counting",
+            "error",
+            "floydnet",
+            Superior(5.0),
+            baseline="gin",
+            effect="ratio",
+            better="lower",
+            comparable="value",
             measured="error of counts per edge, in standard deviations",
             cannot_show="errors near 0.001, which took 8,000 epochs at depth 64",
         ),
         Claim(
-            "algorithmic_reasoning", "algorithms", "score", "floydnet", Superior(0.02),
-            baseline="mpnn", effect="difference", better="higher",
+            "algorithmic_reasoning",
+            "algorithms",
+            "score",
+            "floydnet",
+            Superior(0.02),
+            baseline="mpnn",
+            effect="difference",
+            better="higher",
             measured="score on graphs of at least twice the trained size, mean of the tasks",
             cannot_show="the average of 96.64 % over all thirty tasks",
         ),
         Claim(
-            "tour_optimality", "tours", "optimal", "floydnet", Superior(0.05),
-            baseline="local search", effect="outcomes", better="higher", presets=("gpu",),
+            "tour_optimality",
+            "tours",
+            "optimal",
+            "floydnet",
+            Superior(0.05),
+            baseline="local search",
+            effect="outcomes",
+            better="higher",
+            presets=("gpu",),
             measured="instances solved to optimality with 10 samples, unseen sizes",
-            cannot_show="N = 200, which took 64 GPUs of training, nor Linkern, which is not packaged (LKH, stronger, is the label's source)",
+            cannot_show="N = 200, which took 64 GPUs of training, nor the Linkern heuristic, which is not packaged",
         ),
         Claim(
-            "pivotal_memory", "memory", "memory_bytes", "chunked", Superior(2.0),
-            baseline="five-index", effect="ratio", better="lower",
+            "pivotal_memory",
+            "memory",
+            "memory_bytes",
+            "chunked",
+            Superior(2.0),
+            baseline="five-index",
+            effect="ratio",
+            better="lower",
             measured="peak memory of forward and backward, geometric mean over the sizes",
             cannot_show="a whole training run, where parameters and other layers take memory too",
         ),
         Claim(
-            "pivotal_time", "time", "seconds", "chunked", NotWorse(1.5),
-            baseline="five-index", effect="ratio", better="lower",
+            "pivotal_time",
+            "time",
+            "seconds",
+            "chunked",
+            NotWorse(1.5),
+            baseline="five-index",
+            effect="ratio",
+            better="lower",
             measured="time of forward and backward, geometric mean over the sizes",
             cannot_show="a fused kernel: both forms are plain torch",
         ),
     ),
     controls=(
         Control(
-            "inseparable pairs", "level 2 must not separate what 2-FWL cannot (rook and Shrikhande, CFI(K4) and CFI(K3,3), T(8) and Chang)",
-            "expressiveness", "keeps_equal", "floydnet",
+            "inseparable pairs",
+            "level 2 must not separate what 2-FWL cannot (rook and Shrikhande, CFI(K4) and CFI(K3,3), T(8) and Chang)",
+            "expressiveness",
+            "keeps_equal",
+            "floydnet",
         ),
         Control(
-            "message passing", "an untrained message-passing network must separate no pair that 1-WL confuses",
-            "expressiveness", "keeps_equal", "gin",
+            "message passing",
+            "an untrained message-passing network must separate no pair that 1-WL confuses",
+            "expressiveness",
+            "keeps_equal",
+            "gin",
         ),
-        Control("perturbed input", "a state changed in one entry must be seen as different", "equality", "notices", "floydnet"),
         Control(
-            "shuffled counts", "with counts shuffled among edges nobody has an advantage",
-            "counting", "error", "floydnet, shuffled", "gin, shuffled", effect="ratio", margin=1.15,
+            "perturbed input",
+            "a state changed in one entry must be seen as different",
+            "equality",
+            "notices",
+            "floydnet",
+        ),
+        Control(
+            "shuffled counts",
+            "with counts shuffled among edges nobody has an advantage",
+            "counting",
+            "error",
+            "floydnet, shuffled",
+            "gin, shuffled",
+            effect="ratio",
+            margin=1.15,
             guards=("substructure_counting",),
         ),
         Control(
-            "random pointers", "with random targets nobody has an advantage",
-            "random pointers", "score", "floydnet", "mpnn", margin=0.05, guards=("algorithmic_reasoning",),
+            "random pointers",
+            "with random targets nobody has an advantage",
+            "random pointers",
+            "score",
+            "floydnet",
+            "mpnn",
+            margin=0.05,
+            guards=("algorithmic_reasoning",),
         ),
         Control(
-            "same search twice", "local search against itself with other starts",
-            "tours", "optimal", "local search", "local search, again", effect="outcomes", margin=0.15,
+            "same search twice",
+            "local search against itself with other starts",
+            "tours",
+            "optimal",
+            "local search",
+            "local search, again",
+            effect="outcomes",
+            margin=0.15,
         ),
-        Control("memory twins", "the five-index form against itself", "memory", "memory_bytes", "five-index", "five-index, again", effect="ratio", margin=1.1),
-        Control("time twins", "the five-index form against itself", "time", "seconds", "five-index", "five-index, again", effect="ratio", margin=1.15),
+        Control(
+            "memory twins",
+            "the five-index form against itself",
+            "memory",
+            "memory_bytes",
+            "five-index",
+            "five-index, again",
+            effect="ratio",
+            margin=1.1,
+        ),
+        Control(
+            "time twins",
+            "the five-index form against itself",
+            "time",
+            "seconds",
+            "five-index",
+            "five-index, again",
+            effect="ratio",
+            margin=1.15,
+        ),
     ),
     preload=("torch", "networkx", "torch_geometric.nn", "torch_geometric.typing"),
     sources=("heliograph.graphs", "heliograph.checks.graphs", "heliograph.data"),

@@ -25,8 +25,8 @@ DRAWN = ("rook/Shrikhande", "decalin/bicyclopentyl", "K33/prism", "CFI(C4)")
 def measure(context: Context) -> Mapping[str, Any]:
     """One row of booleans, one a pair; says each named pair in words.
 
-    ``agrees``: the network separates exactly what the folklore test of its order separates. ``keeps_equal``: it does not
-    separate what its own bound (that test; 1-WL for the message-passing arm) cannot.
+    ``agrees``: the network separates exactly what the folklore test of its order separates. ``keeps_equal``: it does
+    not separate what its own bound (that test; 1-WL for the message-passing arm) cannot.
     """
     load = context.workload
     order, floyd = load["order"], context.contender == "floydnet"
@@ -89,9 +89,7 @@ def _read_pairs(path: Path) -> Sequence[GraphPair]:
     graphs = graphs if isinstance(graphs, list) else [graphs]
     if not graphs or len(graphs) % 2:
         raise BadInput(f"{path} holds {len(graphs)} graphs; an even number is needed, two a pair")
-    return tuple(
-        GraphPair(f"pair {i // 2 + 1}", graphs[i], graphs[i + 1]) for i in range(0, len(graphs), 2)
-    )
+    return tuple(GraphPair(f"pair {i // 2 + 1}", graphs[i], graphs[i + 1]) for i in range(0, len(graphs), 2))
 
 
 def _truth(pair: GraphPair, order: int) -> list[bool]:

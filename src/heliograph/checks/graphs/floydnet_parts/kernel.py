@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,18 +27,16 @@ def measure_equality(context: Context) -> Mapping[str, Any]:
     equal, notices = [], []
     for size in context.workload["sizes"]:
         for order in (2, 3):
-            forms = (pivotal_attention, reference_attention) if order == 2 else (pivotal_attention3, reference_attention3)
+            fast, plain = (
+                (pivotal_attention, reference_attention) if order == 2 else (pivotal_attention3, reference_attention3)
+            )
             states = _states(size, order, 1, 2, 4, context.seed, torch.float64, "cpu")
-            mask = _pivot_mask(size, order, context.seed)
-            for attn_mask in (None, mask):
-                chunked = _with_gradients(lambda *s, m=attn_mask, f=forms[0]: f(*s, attn_mask=m, chunk=2), states)
-                plain = _with_gradients(lambda *s, m=attn_mask, f=forms[1]: f(*s, attn_mask=m), states)
-                equal.append(_agree(chunked, plain))
-                moved = [s.clone() for s in states]
-                moved[-1].view(-1)[0] += 1e-6
-                other = _with_gradients(lambda *s, m=None, f=forms[1]: f(*s, attn_mask=m), moved)
-                still = _with_gradients(lambda *s, m=None, f=forms[0]: f(*s, attn_mask=m, chunk=2), states)
-                notices.append(not _agree(still, other))
+            moved = [s.detach().clone() for s in states]
+            moved[-1].view(-1)[0] += 1e-6
+            for mask in (None, _pivot_mask(size, order, context.seed)):
+                chunked = _with_gradients(partial(fast, attn_mask=mask, chunk=2), states)
+                equal.append(_agree(chunked, _with_gradients(partial(plain, attn_mask=mask), states)))
+            notices.append(not _agree(_with_gradients(partial(fast, chunk=2), states), _with_gradients(plain, moved)))
     context.say(f"chunked and five-index pivotal attention: {sum(equal)} of {len(equal)} cases equal to rounding")
     return {"equal": equal, "notices": notices}
 
@@ -63,7 +62,7 @@ def _pass(context: Context, arm: str) -> tuple[list[Tensor], Callable[[], Any]]:
         load["vertices"], 2, load["batch"], load["heads"], load["channels"], context.seed, torch.float32, context.device
     )
     if arm == "chunked":
-        return states, lambda: _with_gradients(lambda *s: pivotal_attention(*s, chunk=load["chunk"]), states)
+        return states, lambda: _with_gradients(partial(pivotal_attention, chunk=load["chunk"]), states)
     return states, lambda: _with_gradients(reference_attention, states)
 
 
@@ -72,9 +71,7 @@ def _states(
 ) -> list[Tensor]:
     random = torch.Generator().manual_seed(seed)
     shape = (batch, heads, *[size] * order, channels)
-    return [
-        torch.randn(shape, generator=random, dtype=dtype).to(device).requires_grad_() for _ in range(2 * order + 1)
-    ]
+    return [torch.randn(shape, generator=random, dtype=dtype).to(device).requires_grad_() for _ in range(2 * order + 1)]
 
 
 def _pivot_mask(size: int, order: int, seed: int) -> Tensor:
@@ -90,6 +87,4 @@ def _with_gradients(form: Callable[..., Tensor], states: list[Tensor]) -> list[T
 
 
 def _agree(first: list[Tensor], second: list[Tensor]) -> bool:
-    return all(
-        bool(((a - b).abs() <= ROUNDING * (1 + b.abs())).all()) for a, b in zip(first, second, strict=True)
-    )
+    return all(bool(((a - b).abs() <= ROUNDING * (1 + b.abs())).all()) for a, b in zip(first, second, strict=True))

@@ -122,6 +122,8 @@ def _pools(context: Context) -> list[tuple[torch.Tensor, torch.Tensor]]:
         dists = [draw_distances(cities, random) for _ in range(POOL // len(sizes))]
         solve = held_karp if cities <= 10 else best_known_tour
         tours = [tour_matrix(solve(d).tour) for d in dists]
-        pools.append((torch.as_tensor(np.stack(dists)).to(context.device), torch.as_tensor(np.stack(tours)).to(context.device)))
+        pools.append(
+            (torch.as_tensor(np.stack(dists)).to(context.device), torch.as_tensor(np.stack(tours)).to(context.device))
+        )
         context.progress(0.0, f"solved training instances of {cities} cities")
     return pools
