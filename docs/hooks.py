@@ -37,7 +37,7 @@ GLYPHS = {"holds": "✓", "weaker": "◐", "fails": "✗", "undecided": "?", "vo
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Puts the generated pages into the navigation, where ``mkdocs.yml`` names their sections."""
-    config.nav = [_expand(entry) for entry in config.nav or []]
+    config.nav = [expand(entry) for entry in config.nav or []]
     return config
 
 
@@ -119,7 +119,8 @@ def as_markdown(docstring: str) -> str:
     return re.sub(r":(?:class|func|meth|mod|attr|data|math):`~?([^`]+)`", r"`\1`", text)
 
 
-def _expand(entry: Any) -> Any:
+def expand(entry: Any) -> Any:
+    """An entry of the navigation with the generated pages below it."""
     if entry == {"Systems": "systems/index.md"}:
         return {"Systems": ["systems/index.md", *_family_sections()]}
     if entry == {"Reference": "api"}:
@@ -146,14 +147,14 @@ def _facts(card: Card) -> str:
     module = f"heliograph.{card.family}"
     if card.public and _exists(f"{module}.{card.slug}"):
         rows["Import"] = f"`from {module} import {', '.join(card.public)}`"
-    return "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    return "\n".join(f"- **{name}**: {value}" for name, value in rows.items())
 
 
 def _claims(card: Card) -> str:
-    rows = ["| claim | statement | metric | the source's figure | against | on |", "|---|---|---|---|---|---|"]
+    rows = ["| claim | metric | the source's figure | against | on |", "|---|---|---|---|---|"]
     for claim in card.claims:
         figure = f"{claim.paper} ({SOURCES[claim.source]})"
-        cells = (f"`{claim.id}`", claim.statement, claim.metric, figure, claim.baseline, claim.workload)
+        cells = (f"`{claim.id}`: {claim.statement}", claim.metric, figure, claim.baseline, claim.workload)
         rows.append(_row(cells))
     return "\n".join(rows)
 
@@ -213,6 +214,7 @@ def _one_line(text: str) -> str:
 
 def _exists(module: str) -> bool:
     try:
-        return importlib.util.find_spec(module) is not None
+        spec = importlib.util.find_spec(module)
+        return spec is not None and spec.origin is not None  # a bare folder has a spec, too
     except ModuleNotFoundError:
         return False

@@ -1,7 +1,7 @@
 """Trains FloydNet on PyTorch Geometric graphs: here, to count the triangles through each vertex.
 
 Replace ``your_graphs`` by your own list of ``Data``. Features are looked up in tables, so ``x`` and ``edge_attr`` hold
-integers; ``node_vocab`` and ``edge_vocab`` say how many values each has. Run it: python examples/floydnet_on_your_graphs.py
+integers; ``node_vocab`` and ``edge_vocab`` say how many values each has.
 """
 
 import networkx as nx

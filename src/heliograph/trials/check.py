@@ -137,6 +137,8 @@ class Experiment:
             booleans for outcomes per shot). For ``interleaved``, returns one zero-argument callable a contender,
             which the engine warms up, runs A B A B and times; its metric is ``seconds``.
         sizes: by preset; an experiment without an entry does not run there.
+        alone: whether its trials must have the machine to themselves, for example because they train for a given time;
+            interleaved trials always have.
         kind: ``solo`` for quality and memory (the engine adds ``seconds`` and ``memory_bytes``, the peak on the trial's
             device), else ``interleaved``.
     """
@@ -147,6 +149,7 @@ class Experiment:
     measure: Callable[[Context], Mapping[str, Any]]
     sizes: Mapping[str, Size]
     kind: Literal["solo", "interleaved"] = "solo"
+    alone: bool = False
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 import traceback
+from pathlib import Path
 from typing import Any
 
 from heliograph.trials.execute import execute_trial
@@ -25,6 +26,7 @@ from heliograph.trials.plan import Trial
 __all__ = ["serve"]
 
 PR_SET_PDEATHSIG = 1
+CUDA_NOT_INITIALISED = 3
 MESSAGE_BYTES = 1 << 20
 
 
@@ -64,7 +66,8 @@ def _take_request(control: socket.socket, children: dict[int, str]) -> bool:
         return False
     request = json.loads(message)
     if "preload" in request:
-        _answer(control, {"ready": os.getpid(), "missing": _preload(request["preload"])})
+        missing, culprit = _preload(request["preload"])
+        _answer(control, {"ready": os.getpid(), "missing": missing, "touches_cuda": culprit})
         return True
     trial = Trial.from_json(request["trial"])
     pid = os.fork()
@@ -82,17 +85,34 @@ def _take_request(control: socket.socket, children: dict[int, str]) -> bool:
     return True
 
 
-def _preload(modules: list[str]) -> dict[str, str]:
-    """Imports what it can; a failure is told and left to the trial that needs the module."""
+def _preload(modules: list[str]) -> tuple[dict[str, str], str]:
+    """Imports what it can; a failure is told and left to the trial that needs the module.
+
+    Returns:
+        The failures, and the first module whose import initialised CUDA (its forks could not use a GPU), or ``""``.
+    """
     missing = {}
     for name in modules:
         try:
             importlib.import_module(name)
         except Exception as error:
             missing[name] = f"{type(error).__name__}: {error}"
+        if _cuda_is_initialised():
+            return missing, name
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
-    return missing
+    return missing, ""
+
+
+def _cuda_is_initialised() -> bool:
+    """Whether the CUDA driver was initialised in this process; asks without initialising it."""
+    try:
+        if "libcuda.so" not in Path("/proc/self/maps").read_text():
+            return False
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return bool(driver.cuCtxGetCurrent(ctypes.byref(ctypes.c_void_p())) != CUDA_NOT_INITIALISED)
 
 
 def _child(trial: Trial, events_fd: int, output_fd: int) -> int:

@@ -88,6 +88,7 @@ class LocalExecutor:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.workers = workers or cores
         self.missing: dict[str, str] = {}
+        self.touches_cuda = ""
         self._running: dict[str, _Running] = {}
         self._replies: deque[dict[str, Any]] = deque()
         self._reply_buffer = b""
@@ -97,7 +98,8 @@ class LocalExecutor:
         waiting = deque(trials)
         if not waiting:
             return
-        with self._server() as control, selectors.DefaultSelector() as self._selector:
+        preload = self._harmless_preload() if any(t.device != "cpu" for t in waiting) else self.preload
+        with self._server(preload) as control, selectors.DefaultSelector() as self._selector:
             self._control = control
             self._selector.register(control, selectors.EVENT_READ, "control")
             try:
@@ -117,8 +119,19 @@ class LocalExecutor:
         alone = trial.exclusive or any(r.trial.exclusive for r in self._running.values())
         return not alone and len(self._running) < self.workers
 
+    def _harmless_preload(self) -> tuple[str, ...]:
+        """The modules whose import leaves CUDA alone: a process forked after CUDA began cannot use a GPU."""
+        modules = self.preload
+        while modules:
+            with self._server(modules):
+                if not self.touches_cuda:
+                    break
+                self.missing[self.touches_cuda] = "its import initialises CUDA, so each trial imports it by itself"
+                modules = tuple(m for m in modules if m != self.touches_cuda)
+        return modules
+
     @contextlib.contextmanager
-    def _server(self) -> Any:
+    def _server(self, preload: tuple[str, ...]) -> Any:
         ours, theirs = socket.socketpair()
         # The child must find the modules that this process finds, for example a test's own checks.
         environment = one_thread_environment() | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -130,11 +143,14 @@ class LocalExecutor:
             start_new_session=True,
         )
         theirs.close()
+        self._reply_buffer, self._replies = b"", deque()
         try:
             with ours:
-                ours.sendall(json.dumps({"preload": self.preload}).encode())
+                ours.sendall(json.dumps({"preload": preload}).encode())
                 self._control = ours
-                self.missing = self._reply("ready")["missing"]
+                ready = self._reply("ready")
+                self.missing |= ready["missing"]
+                self.touches_cuda = ready["touches_cuda"]
                 yield ours
         finally:
             # With the socket closed, the server kills what still runs and ends.

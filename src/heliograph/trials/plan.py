@@ -208,7 +208,7 @@ def _trials(
                     block=block,
                     seed=seed * SEED_STRIDE + block,
                     contender=arm,
-                    exclusive=not solo or device != "cpu",
+                    exclusive=experiment.alone or not solo,
                     repeats=size.repeats,
                     warmup=size.warmup,
                     time_limit_s=size.time_limit_s,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -148,17 +148,21 @@ def check_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
 class RecordWriter:
     """Appends records to a file, each flushed to disk before the next begins."""
 
-    def __init__(self, path: Path, header: RunHeader) -> None:
-        """Creates the file with its header.
+    def __init__(self, path: Path, header: RunHeader, kept: Sequence[TrialRecord] = ()) -> None:
+        """Creates the file with its header, and with the records that a resumed run has already.
 
         Raises:
             BadInput: the file cannot be written.
         """
         self.path = path
+        part = path.with_name(path.name + ".part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file: TextIO = path.open("w", encoding="utf-8")
+            self._file: TextIO = part.open("w", encoding="utf-8")
             self._write({"format": FORMAT, **header.to_json()})
+            for record in kept:
+                self._write(record.to_json())
+            part.replace(path)
         except OSError as error:
             raise BadInput(f"cannot write {path}: {error.strerror}") from None
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from heliograph.errors import HeliographError, UnknownSystem
 from heliograph.trials.check import PRESETS
-from heliograph.trials.header import new_header
+from heliograph.trials.header import new_header, resume_refusal
 from heliograph.trials.local import Event, LocalExecutor
 from heliograph.trials.plan import CheckRef, make_plan
-from heliograph.trials.record import RecordWriter, TrialRecord
+from heliograph.trials.record import RecordWriter, TrialRecord, read_records
 
 __all__ = ["find_check", "main", "pick_device"]
 
@@ -61,6 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=None, help="independent blocks an experiment")
     parser.add_argument("--seed", type=int, default=0, help="base seed")
     parser.add_argument("--workload", type=Path, default=None, help="your own input, for checks that take one")
+    parser.add_argument("--resume", action="store_true", help="keep what the record has and run the rest")
     parser.add_argument("--only", nargs="*", default=None, help="run only these experiments")
     options = parser.parse_args(arguments)
     try:
@@ -82,8 +83,16 @@ def _run(options: argparse.Namespace) -> int:
     command = f"python -m heliograph.trials.run {options.slug} --preset {options.preset}"
     settings = {"device": device, "seed": options.seed, "seeds": options.seeds, "executor": "local"}
     header = new_header([plan], command, settings)
-    trials = [t for t in plan.trials if not options.only or t.experiment in options.only]
-    writer = RecordWriter(options.output, header)
+    kept: list[TrialRecord] = []
+    if options.resume and options.output.exists():
+        old, kept = read_records(options.output)
+        refusal = resume_refusal(old, header)
+        if refusal is not None:
+            raise refusal
+        header = old
+    done = {record.trial for record in kept}
+    trials = [t for t in plan.trials if t.id not in done and (not options.only or t.experiment in options.only)]
+    writer = RecordWriter(options.output, header, kept)
     began, failed = time.monotonic(), 0
 
     def watch(event: Event) -> None:
@@ -97,7 +106,10 @@ def _run(options: argparse.Namespace) -> int:
             print(f"{stamp}  {_line(event.record)}", file=sys.stderr, flush=True)
 
     try:
-        LocalExecutor((ref.module, *plan.check.preload)).run(trials, watch)
+        executor = LocalExecutor((*plan.check.preload, ref.module))
+        executor.run(trials, watch)
+        for module, reason in executor.missing.items():
+            print(f"not imported beforehand: {module}: {reason}", file=sys.stderr)
     finally:
         writer.close()
     print(f"{len(trials) - failed} of {len(trials)} trials ended well; record: {options.output}", file=sys.stderr)

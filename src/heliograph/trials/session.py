@@ -183,13 +183,16 @@ def make_executor(plans: Sequence[Plan], options: CheckOptions) -> Executor:
         BadInput: an unknown one.
         MissingExtra: Ray is not installed.
     """
-    preload = {plan.ref.partition(":")[0] for plan in plans} | {m for plan in plans for m in plan.check.preload}
+    # Libraries before checks: the fork server imports in this order.
+    preload = list(
+        dict.fromkeys([*(m for p in plans for m in p.check.preload), *(p.ref.partition(":")[0] for p in plans)])
+    )
     if options.on == "local":
-        return LocalExecutor(sorted(preload), options.workers)
+        return LocalExecutor(preload, options.workers)
     if options.on == "ray":
         from heliograph.trials.ray_executor import RayExecutor
 
-        return RayExecutor(sorted(preload))
+        return RayExecutor(preload)
     raise BadInput(f"--on takes local or ray; got {options.on!r}")
 
 

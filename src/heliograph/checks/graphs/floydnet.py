@@ -57,7 +57,7 @@ COUNTS = Workload(
 TINY_COUNTS = COUNTS.with_params(graphs=40, vertices=8, batch=10, width=8, depth=2, steps=3, gin_steps=6)
 LARGE_COUNTS = Workload(
     "six patterns",
-    {**SIX, "graphs": 4000, "vertices": 20, "batch": 64, "width": 96, "depth": 24, "steps": 120, "gin_steps": 720},
+    {**SIX, "graphs": 800, "vertices": 20, "batch": 64, "width": 96, "depth": 24, "steps": 120, "gin_steps": 720},
 )
 
 COUNTING = Experiment(
@@ -108,7 +108,7 @@ ALGORITHMS = Experiment(
         "laptop": Size((FLOYD_WARSHALL, BFS, MST), 5, time_limit_s=3 * MINUTE, estimate_s=4.5),
         "gpu": Size(
             tuple(Workload(t, {**FAR, "task": t}) for t in EIGHT_TASKS),
-            5,
+            8,
             time_limit_s=3 * MINUTE,
             memory_limit_bytes=16 * 2**30,
             estimate_s=8,
@@ -131,7 +131,7 @@ SHUFFLED_ALGORITHM = Experiment(
                     {**FAR, "task": "mst_prim", "wrong_labels": 1.0, "test": 32, "steps": 60, "mpnn_steps": 60},
                 ),
             ),
-            5,
+            8,
             time_limit_s=3 * MINUTE,
             memory_limit_bytes=16 * 2**30,
             estimate_s=5,
@@ -158,11 +158,11 @@ TOURS = Experiment(
                     {
                         "train": [10, 14],
                         "test": [15, 18],
-                        "instances": 48,
+                        "instances": 32,
                         "width": 128,
                         "depth": 16,
                         "batch": 64,
-                        "train_s": 240.0,
+                        "train_s": 150.0,
                         "samples": 10,
                         "rate": 1e-3,
                     },
@@ -171,9 +171,10 @@ TOURS = Experiment(
             1,
             time_limit_s=9 * MINUTE,
             memory_limit_bytes=16 * 2**30,
-            estimate_s=290,
+            estimate_s=110,
         ),
     },
+    alone=True,
 )
 
 STATE = {"batch": 1, "heads": 4, "channels": 16}
@@ -206,7 +207,7 @@ MEMORY = Experiment(
             estimate_s=0.6,
         ),
         "gpu": Size(
-            tuple(Workload(f"N={n}", {**STATE, "vertices": n, "chunk": 16}) for n in (64, 128, 256)),
+            tuple(Workload(f"N={n}", {**STATE, "vertices": n, "chunk": 16}) for n in (128, 256)),
             8,
             time_limit_s=MINUTE,
             memory_limit_bytes=16 * 2**30,
@@ -229,7 +230,7 @@ TIME = Experiment(
             estimate_s=2,
         ),
         "gpu": Size(
-            tuple(Workload(f"N={n}", {**STATE, "vertices": n, "chunk": 64}) for n in (64, 128, 256)),
+            tuple(Workload(f"N={n}", {**STATE, "vertices": n, "chunk": 64}) for n in (128, 256)),
             8,
             repeats=9,
             time_limit_s=MINUTE,
