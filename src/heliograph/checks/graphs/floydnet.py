@@ -403,7 +403,17 @@ CHECK = Check(
         ),
     ),
     preload=("torch", "networkx", "torch_geometric.nn", "torch_geometric.typing"),
-    sources=("heliograph.graphs", "heliograph.checks.graphs", "heliograph.data"),
+    sources=(
+        "heliograph.graphs.floydnet",
+        "heliograph.graphs.core.expressivity",
+        "heliograph.graphs.core.fit",
+        "heliograph.graphs.core.message_passing",
+        "heliograph.checks.graphs.contenders",
+        "heliograph.checks.graphs.floydnet_parts",
+        "heliograph.data.algorithms",
+        "heliograph.data.counting",
+        "heliograph.data.wl_pairs",
+    ),
     tuning="equal parameters within 5 %, AdamW at one learning rate for all, about equal seconds, one try",
     stress=(
         StressAxis("counting", "vertices", (8, 16), "graphs of at most, vertices"),
