@@ -6,6 +6,7 @@ part of a system's page.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -144,9 +145,10 @@ def _facts(card: Card) -> str:
         "Official code": f"[{card.code}](https://github.com/{card.code}){licence}" if card.code else "none known",
         "Status": card.status,
     }
-    module = f"heliograph.{card.family}"
-    if card.public and _exists(f"{module}.{card.slug}"):
-        rows["Import"] = f"`from {module} import {', '.join(card.public)}`"
+    family = f"heliograph.{card.family}"
+    exported = getattr(importlib.import_module(family), "__all__", ()) if _exists(family) else ()
+    if names := [name for name in card.public if name in exported]:
+        rows["Import"] = f"`from {family} import {', '.join(names)}`"
     return "\n".join(f"- **{name}**: {value}" for name, value in rows.items())
 
 
@@ -187,7 +189,7 @@ def _record(card: Card, record: Mapping[str, Any]) -> str:
 def _finding(finding: Mapping[str, Any], claim: ClaimCard | None) -> str:
     verdict = f"{GLYPHS[finding['verdict']]} {finding['verdict']}"
     if finding["declared"]:
-        verdict += " (this preset is too small)"
+        verdict += " (not decided in this run)"
     threshold = figure_text(finding["threshold"], finding["unit"])
     paper = claim.paper if claim else finding["paper"]
     cells = (f"`{finding['claim']}`", verdict, here_text(finding), threshold, paper, str(finding["blocks"]))

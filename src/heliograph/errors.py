@@ -10,6 +10,7 @@ __all__ = [
     "CardError",
     "HeliographError",
     "MemoryEstimateError",
+    "MissingData",
     "MissingExtra",
     "ResumeMismatch",
     "StoreError",
@@ -48,6 +49,17 @@ class MissingExtra(HeliographError, ImportError):
 
     def __reduce__(self) -> tuple[type[MissingExtra], tuple[str, str]]:
         return type(self), (self.package, self.extra)  # a trial's process hands it over by pickle
+
+
+class MissingData(HeliographError, ImportError):
+    """A package that carries data, or reads it, is absent; the message holds the one install line."""
+
+    def __init__(self, package: str, install: str) -> None:
+        super().__init__(f"{package} is not installed. Install it with: {install}")
+        self.package, self.install = package, install
+
+    def __reduce__(self) -> tuple[type[MissingData], tuple[str, str]]:
+        return type(self), (self.package, self.install)  # a trial's process hands it over by pickle
 
 
 class MemoryEstimateError(HeliographError, MemoryError):

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from heliograph.errors import MissingExtra
 
 if TYPE_CHECKING:
+    from heliograph.graphs.core.encodings import RRWP, RWSE
+    from heliograph.graphs.core.train import FittedModel, evaluate, fit, load_model, predict
     from heliograph.graphs.floydnet import (
         DiffusionTour,
         FloydNet,
@@ -16,17 +18,52 @@ if TYPE_CHECKING:
         pivotal_attention3,
         wl_distinguishes,
     )
+    from heliograph.graphs.gnn_plus import GNNPlus
+    from heliograph.graphs.surface_predecoder import (
+        PreDecoder,
+        SurfaceMemory,
+        canonicalize_spacelike,
+        canonicalize_timelike,
+        detectors_to_grid,
+        grid_to_detectors,
+        learn_edge_weights,
+    )
 
 __all__ = [
+    "RRWP",
+    "RWSE",
     "DiffusionTour",
+    "FittedModel",
     "FloydNet",
+    "GNNPlus",
     "PivotalAttentionBlock",
+    "PreDecoder",
+    "SurfaceMemory",
+    "canonicalize_spacelike",
+    "canonicalize_timelike",
+    "detectors_to_grid",
+    "evaluate",
+    "fit",
+    "grid_to_detectors",
+    "learn_edge_weights",
+    "load_model",
     "pivotal_attention",
     "pivotal_attention3",
+    "predict",
     "wl_distinguishes",
 ]
 
-_HOME = dict.fromkeys(__all__, "heliograph.graphs.floydnet")
+_HOME = {
+    **dict.fromkeys(__all__, "heliograph.graphs.floydnet"),
+    **dict.fromkeys(("RRWP", "RWSE"), "heliograph.graphs.core.encodings"),
+    **dict.fromkeys(("FittedModel", "evaluate", "fit", "load_model", "predict"), "heliograph.graphs.core.train"),
+    "GNNPlus": "heliograph.graphs.gnn_plus",
+    **dict.fromkeys(
+        ("PreDecoder", "SurfaceMemory", "canonicalize_spacelike", "canonicalize_timelike", "detectors_to_grid",
+         "grid_to_detectors", "learn_edge_weights"),
+        "heliograph.graphs.surface_predecoder",
+    ),
+}
 
 
 def __getattr__(name: str) -> Any:

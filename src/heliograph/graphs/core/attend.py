@@ -105,8 +105,7 @@ class ConstantScore:
 
     def __call__(self, q: Tensor, k: Tensor, pair: Tensor | None) -> Scored:
         """The score of each pair."""
-        shape = torch.broadcast_shapes(q.shape, k.shape)[:-1]
-        return Scored(_with_bias(q.new_ones(shape), pair))
+        return Scored(_with_bias(torch.ones_like(q[..., 0] + k[..., 0]), pair))
 
 
 class GritScore(nn.Module):
@@ -183,7 +182,8 @@ def attend_with_pairs(
 ) -> Attended:
     """As :func:`attend`, with the pair states that the score makes, and their sum under the same weights."""
     _check(support, q, k, v, pair)
-    chosen = choose_backend(support, q.shape[1], max(q.shape[2], v.shape[2]), q.element_size()) if backend == "auto" else backend
+    widest = max(q.shape[2], v.shape[2])
+    chosen = choose_backend(support, q.shape[1], widest, q.element_size()) if backend == "auto" else backend
     rate = DotScore() if score is None else score
     if chosen == "dense":
         return _dense(support, q, k, v, pair, rate, aggregate)

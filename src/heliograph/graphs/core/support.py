@@ -218,7 +218,8 @@ def random_support(num_vertices: int, degree: int, seed: int, batch: Tensor | No
             pairs += [(start + int(other) + int(other >= vertex), start + vertex) for other in sorted(drawn)]
         start += size
     table = torch.tensor(pairs, dtype=torch.long, device=batch.device).reshape(-1, 2)
-    return Support(table[:, 0], table[:, 1], torch.full_like(table[:, 0], -1), batch, graphs)
+    source, target = table[:, 0].contiguous(), table[:, 1].contiguous()
+    return Support(source, target, torch.full_like(source, -1), batch, graphs)
 
 
 def global_support(vertices: Sequence[int] | Tensor, num_vertices: int, batch: Tensor | None = None) -> Support:

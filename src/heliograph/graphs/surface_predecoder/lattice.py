@@ -12,7 +12,7 @@ Shapes: B shots, S slices, D rows and columns, K = (D * D - 1) / 2 checks of a k
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any, TypeVar
 
@@ -138,6 +138,8 @@ class DetectorLayout:
         memory_kind: the kind of check that is known from the start; its data errors flip the observables.
         cell_of_detector: [number of detectors] flat index into [2, S, D, D].
         observables: [O, D * D] of 0 and 1.
+        origin: (x, y) of the cell in row -1 and column -1.
+        step: from one cell to the next in x and y.
     """
 
     lattice: RotatedLattice
@@ -145,6 +147,8 @@ class DetectorLayout:
     memory_kind: int
     cell_of_detector: np.ndarray
     observables: np.ndarray
+    origin: tuple[float, float] = (0.0, 0.0)
+    step: tuple[float, float] = (2.0, 2.0)
 
     @property
     def num_detectors(self) -> int:
@@ -201,8 +205,13 @@ class DetectorLayout:
             )
         table = np.array([tuple(coordinates[i])[:3] for i in range(num_detectors)], dtype=float)
         (xs, col), (ys, row), (ts, slice_) = (np.unique(table[:, a], return_inverse=True) for a in (0, 1, 2))
-        lattice = _lattice_of(xs, ys, {*zip(row - 1, col - 1, strict=True)})
+        # One round alone shows one kind of check, which does not reach two of the edges.
+        only = 0 if len(xs) == len(ys) - 2 else 1 if len(ys) == len(xs) - 2 else None
+        row, col = row + (only == 1), col + (only == 0)
+        lattice = _lattice_of(xs, ys, {*zip((row - 1).tolist(), (col - 1).tolist(), strict=True)}, only)
         d, phase = lattice.distance, lattice.phase
+        step = (float(xs[1] - xs[0]), float(ys[1] - ys[0]))
+        origin = (float(xs[0] - step[0] * (only == 0)), float(ys[0] - step[1] * (only == 1)))
         rounds = len(ts) - 1
         if rounds < 1:
             raise BadInput(f"detectors lie in {len(ts)} time slice; a memory experiment of T rounds has T + 1")
@@ -223,10 +232,11 @@ class DetectorLayout:
                 f"{len(flat)} detectors do not fill {rounds} rounds at distance {d}, which have {len(expected)}, "
                 "one for each check and slice"
             )
-        layout = cls(lattice, rounds, memory_kind, flat, np.zeros((num_observables, d * d), dtype=np.uint8))
+        unread = np.zeros((num_observables, d * d), dtype=np.uint8)
+        layout = cls(lattice, rounds, memory_kind, flat, unread, origin, step)
         if signatures is None:
             return layout
-        return cls(lattice, rounds, memory_kind, flat, _read_observables(layout, signatures, num_observables))
+        return replace(layout, observables=_read_observables(layout, signatures, num_observables))
 
     @cached_property
     def detector_slices(self) -> np.ndarray:
@@ -367,23 +377,22 @@ def _existing(lattice: RotatedLattice, rounds: int, memory_kind: int) -> np.ndar
     return exists
 
 
-def _lattice_of(xs: np.ndarray, ys: np.ndarray, cells: set[tuple[Any, Any]]) -> RotatedLattice:
-    if len(xs) != len(ys):
+def _lattice_of(xs: np.ndarray, ys: np.ndarray, cells: set[tuple[int, int]], only: int | None) -> RotatedLattice:
+    if only is None and len(xs) != len(ys):
         raise BadInput(f"the checks fill {len(xs)} columns and {len(ys)} rows; only square codes are supported")
     for values in (xs, ys):
         steps = np.diff(values)
         if len(steps) and not np.allclose(steps, steps[0]):
             raise BadInput(f"the checks' coordinates are not evenly spaced: {values.tolist()}")
-    distance = len(xs) - 1
+    distance = max(len(xs), len(ys)) - 1
     if distance < 3 or distance % 2 == 0:
-        raise BadInput(f"the checks fill {len(xs)} columns: distance {distance}; it must be odd and at least 3")
-    found = {(int(r), int(c)) for r, c in cells}
+        raise BadInput(f"the checks fill {distance + 1} columns: distance {distance}; it must be odd and at least 3")
     for phase in (1, 0):
-        lattice = RotatedLattice(distance, phase)
-        if found == {*lattice.cells[0], *lattice.cells[1]}:
-            return lattice
+        kinds = RotatedLattice(distance, phase).cells
+        if cells == set(kinds[0] + kinds[1] if only is None else kinds[only]):
+            return RotatedLattice(distance, phase)
     raise BadInput(
-        f"{len(found)} check positions do not form a rotated surface code of distance {distance}, which has "
+        f"{len(cells)} check positions do not form a rotated surface code of distance {distance}, which has "
         f"{distance**2 - 1}: four qubits a check inside, every second pair on each edge"
     )
 

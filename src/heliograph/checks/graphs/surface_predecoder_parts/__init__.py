@@ -1,0 +1,1 @@
+"""How the parts of the pre-decoder's check are measured."""
