@@ -40,14 +40,14 @@ def fresh_catalog() -> Iterator[None]:
 # --- the built-in cards ---
 
 
-def test_all_55_systems_of_the_briefs_have_a_card_in_the_fixed_order(no_plugins: None) -> None:
+def test_every_system_has_a_card_in_the_fixed_order(no_plugins: None) -> None:
     expected = [slug for family in FAMILIES for slug in SLUGS[family].split()]
-    assert len(expected) == 55
+    assert len(expected) >= 55
     assert list(load_cards()) == expected
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_system_has_the_family_of_its_brief(no_plugins: None, family: str) -> None:
+def test_every_system_has_its_family(no_plugins: None, family: str) -> None:
     assert {slug for slug, card in load_cards().items() if card.family == family} == set(SLUGS[family].split())
 
 
@@ -133,7 +133,7 @@ PLUGIN_CARD = GOOD.replace("year = 2024", 'year = 2024\ncheck_package = "plugin_
 def only_warning(expected: str) -> str:
     with pytest.warns(CatalogWarning) as caught:
         assert set(expected.split()) == set(load_cards()) - {s for family in SLUGS.values() for s in family.split()}
-    assert len(load_cards()) == 55 + len(expected.split())
+    assert len(load_cards()) == sum(len(v.split()) for v in SLUGS.values()) + len(expected.split())
     assert len(caught) == 1
     return str(caught[0].message)
 

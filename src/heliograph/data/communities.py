@@ -77,8 +77,8 @@ def minesweeper(
 ) -> list[LabelledGraph]:
     """Square boards with 8 neighbours a cell (arXiv:2302.11640): which cells are mines.
 
-    Features: the number of mines around a shown cell (0 to 8), 9 for a hidden one; a mine is never shown. Hidden are all
-    mines and a share ``hidden`` of the other cells. Labels: 1 for a mine, 0 for a hidden cell without one, -1 for shown
+    Features: the number of mines around a shown cell (0 to 8), 9 for a hidden one; a mine is never shown. Hidden are
+    all mines and a share ``hidden`` of the other cells. Labels: 1 for a mine, 0 for a hidden cell without one, -1 for shown
     cells, which are no question.
     """
     if count < 1 or size < 2 or not 0 < mines < 1 or not 0 <= hidden <= 1:
@@ -102,9 +102,7 @@ def _undirected(random: np.random.Generator, chance: NDArray[np.float64]) -> NDA
     return np.asarray(upper | upper.T)
 
 
-def _shuffled(
-    random: np.random.Generator, adjacency: NDArray[np.bool_], features: Ints, labels: Ints
-) -> LabelledGraph:
+def _shuffled(random: np.random.Generator, adjacency: NDArray[np.bool_], features: Ints, labels: Ints) -> LabelledGraph:
     order = random.permutation(len(labels))
     edges = np.argwhere(adjacency[np.ix_(order, order)]).T.astype(np.int64).copy()
     return LabelledGraph(features[order].astype(np.int64), edges, labels[order].astype(np.int64))

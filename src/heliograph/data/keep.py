@@ -34,7 +34,7 @@ def cache_home() -> Path:
 def write_tables(path: Path, tables: Mapping[str, NDArray[Any]]) -> None:
     """Writes a digest and the arrays (no pickled objects) beside ``path``, then moves them there in one step."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **dict(tables))  # type: ignore[arg-type]
+    np.savez_compressed(buffer, allow_pickle=False, **dict(tables))
     body = buffer.getvalue()
     part = ""
     try:

@@ -227,7 +227,7 @@ def _parse(smiles: str) -> Any:
 @functools.cache
 def _rdkit(name: str) -> ModuleType:
     try:
-        importlib.import_module("rdkit.RDLogger").DisableLog("rdApp.*")  # type: ignore[attr-defined]
+        importlib.import_module("rdkit.RDLogger").DisableLog("rdApp.*")
         return importlib.import_module(name)
     except ImportError as error:
         raise MissingData("rdkit", "pip install rdkit") from error

@@ -38,7 +38,7 @@ def peptide_molecule(sequence: str) -> Molecule | None:
     """The heavy-atom graph of a peptide; None where a letter stands for no natural amino acid."""
     try:
         chem = importlib.import_module("rdkit.Chem")
-        importlib.import_module("rdkit.RDLogger").DisableLog("rdApp.*")  # type: ignore[attr-defined]
+        importlib.import_module("rdkit.RDLogger").DisableLog("rdApp.*")
     except ImportError as error:
         raise MissingData("rdkit", "pip install rdkit") from error
     mol = chem.MolFromSequence(sequence)

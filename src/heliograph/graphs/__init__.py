@@ -59,8 +59,15 @@ _HOME = {
     **dict.fromkeys(("FittedModel", "evaluate", "fit", "load_model", "predict"), "heliograph.graphs.core.train"),
     "GNNPlus": "heliograph.graphs.gnn_plus",
     **dict.fromkeys(
-        ("PreDecoder", "SurfaceMemory", "canonicalize_spacelike", "canonicalize_timelike", "detectors_to_grid",
-         "grid_to_detectors", "learn_edge_weights"),
+        (
+            "PreDecoder",
+            "SurfaceMemory",
+            "canonicalize_spacelike",
+            "canonicalize_timelike",
+            "detectors_to_grid",
+            "grid_to_detectors",
+            "learn_edge_weights",
+        ),
         "heliograph.graphs.surface_predecoder",
     ),
 }

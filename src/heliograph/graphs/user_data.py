@@ -17,7 +17,7 @@ from torch import Tensor
 from heliograph.errors import BadInput, MissingExtra
 from heliograph.graphs.floydnet.algorithms import TaskBatch, TaskTarget
 
-__all__ = ["GraphTask", "load_task", "read_task"]
+__all__ = ["GraphTask", "check_graph", "load_graphs", "load_task", "read_task"]
 
 TRAIN_SHARE = 0.8
 FEWEST = 10
@@ -49,11 +49,11 @@ def read_task(path: Path) -> GraphTask:
             that are not finite, with a constant target, or too large for dense networks; the message names the graph.
         MissingExtra: PyTorch Geometric is not installed.
     """
-    graphs = _load(path)
+    graphs = load_graphs(path)
     if len(graphs) < FEWEST:
         raise BadInput(f"{path} holds {len(graphs)} graphs; training and testing need at least {FEWEST}")
     for index, graph in enumerate(graphs):
-        _check(path, index, graph)
+        check_graph(f"{path}, graph {index}", graph, largest=LARGEST_DENSE)
     counts = {graph.y.shape[0] if graph.y.dim() else 1 for graph in graphs}
     vertex = all((g.y.shape[0] if g.y.dim() else 1) == g.num_nodes for g in graphs) and counts != {1}
     if not vertex and counts != {1}:
@@ -82,37 +82,55 @@ def load_task(path: Path, batch: int, seed: int) -> tuple[list[TaskBatch], list[
     return batches(train), batches(test), task.quality
 
 
-def _load(path: Path) -> list[Any]:
+def load_graphs(path: Path) -> list[Any]:
+    """The graphs of a ``.pt`` file, without running anything that it holds.
+
+    Raises:
+        BadInput: unreadable, or something else than graphs. MissingExtra: PyTorch Geometric is not installed.
+    """
     try:
-        from torch_geometric.data import Batch, Data
+        from torch_geometric.data import Data
         from torch_geometric.data.data import DataEdgeAttr, DataTensorAttr
         from torch_geometric.data.storage import EdgeStorage, GlobalStorage, NodeStorage
     except ImportError:
         raise MissingExtra("torch-geometric", "graphs") from None
-    allowed = [Data, Batch, DataEdgeAttr, DataTensorAttr, GlobalStorage, NodeStorage, EdgeStorage]
+    allowed = [Data, DataEdgeAttr, DataTensorAttr, GlobalStorage, NodeStorage, EdgeStorage]
     try:
         with torch.serialization.safe_globals(allowed):
             found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).splitlines()[0][:200]
+        if "DynamicInheritance" in str(error):  # a Batch names a class made at run time, which is code to torch.load
+            raise BadInput(f"{path} holds a Batch; save its graphs instead: torch.save(batch.to_data_list(), ...)") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise BadInput(f"cannot read {path} as a list of PyTorch Geometric graphs: {reason}") from None
-    found = found.to_data_list() if isinstance(found, Batch) else found
+    found = [found] if isinstance(found, Data) else found
     if not isinstance(found, list | tuple) or not all(isinstance(graph, Data) for graph in found):
         raise BadInput(f"{path} holds {type(found).__name__}; expected a list of torch_geometric.data.Data")
     return list(found)
 
 
-def _check(path: Path, index: int, graph: Any) -> None:
-    where, size = f"{path}, graph {index}", graph.num_nodes
+def check_graph(where: str, graph: Any, *, largest: int | None = None, need_target: bool = True) -> None:
+    """Refuses a graph that no network can use, with the numbers.
+
+    Args:
+        where: file and graph, for the message.
+        graph: a ``Data``.
+        largest: most vertices, for networks on all pairs.
+        need_target: whether ``y`` must be there.
+
+    Raises:
+        BadInput: what is wrong.
+    """
+    size = graph.num_nodes
     if size is None or size < 1 or graph.edge_index is None:
         raise BadInput(f"{where}: has no vertices or no edge_index")
-    if size > LARGEST_DENSE:
-        raise BadInput(f"{where}: {size} vertices; networks on all pairs take at most {LARGEST_DENSE}")
+    if largest is not None and size > largest:
+        raise BadInput(f"{where}: {size} vertices; networks on all pairs take at most {largest}")
     edges = graph.edge_index
     shaped = edges.dim() == 2 and edges.shape[0] == 2
     if not shaped or (edges.numel() and not 0 <= int(edges.min()) <= int(edges.max()) < size):
         raise BadInput(f"{where}: edge_index must be [2, E] with indices in [0, {size})")
-    if graph.y is None:
+    if need_target and graph.y is None:
         raise BadInput(f"{where}: has no target y")
     for name in ("x", "edge_attr", "y"):
         value = graph.get(name)

@@ -99,7 +99,7 @@ def _search() -> Diagnosis:
 
 
 def _store(url: str | None) -> Diagnosis:
-    from heliograph.trials.store import Store, default_url
+    from heliograph.trials.store import Store, default_url, hide_password
 
     try:
         store = Store(url)
@@ -107,7 +107,7 @@ def _store(url: str | None) -> Diagnosis:
         store.close()
     except HeliographError as error:
         return Diagnosis("store", "broken", str(error), "name a writable one with --store or HELIOGRAPH_STORE")
-    return Diagnosis("store", "ok", f"{url or default_url()}, {count} runs")
+    return Diagnosis("store", "ok", f"{hide_password(url or default_url())}, {count} runs")
 
 
 def _extra(name: str) -> Diagnosis:

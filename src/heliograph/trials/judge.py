@@ -187,6 +187,9 @@ def _judge_claim(
         fits = " and ".join(p for p in claim.presets if p != "smoke" or exact)
         verdict, note = "void", f"the {preset} preset is declared too small for this claim; it is decided at {fits}"
         facts["declared"] = True
+    elif _left_out(claim, planned):
+        verdict, note = "void", "its experiment takes no part in this run, which has the user's workload"
+        facts["declared"] = True
     elif measured.missing:
         verdict, note = "void", _name_missing(measured)
     elif not measured.blocks:
@@ -271,6 +274,11 @@ def _select(part: Claim | Control, records: tuple[TrialRecord, ...], planned: Se
         workloads=tuple(dict.fromkeys(r.workload for r in ok)),
         blocks=tuple(sorted({r.block for r in ok})),
     )
+
+
+def _left_out(part: Claim | Control, planned: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether nothing of its experiment was planned: the user's workload fits other experiments only."""
+    return bool(planned) and not any(p["experiment"] == part.experiment for p in planned)
 
 
 def _name_missing(measured: _Measured) -> str:
@@ -385,17 +393,18 @@ def _why(claim: Claim, verdict: Verdict, low: float, high: float) -> str:
     if isinstance(claim.kind, Bound):
         side = {"holds": "on the right side of", "fails": "on the wrong side of"}.get(verdict, "across")
         return f"the interval {span} lies {side} the bound {line}"
+    if isinstance(claim.kind, NotWorse):
+        where = {"holds": "wholly within", "fails": "wholly beyond"}.get(verdict, "across")
+        return f"the interval {span} lies {where} the margin, which ends at {line}"
     if verdict == "holds":
         return f"the whole interval {span} reaches our threshold {line}"
     if verdict == "weaker":
         return f"the interval {span} is better than {nothing} but does not wholly reach our threshold {line}"
-    if verdict == "fails":
-        return (
-            f"the interval {span} excludes our threshold {line} and does not exclude {nothing}"
-            if (isinstance(claim.kind, Superior) and high >= (1 if claim.effect == "ratio" else 0))
-            else f"the interval {span} lies on the wrong side"
-        )
-    return f"the interval {span} contains both no effect and our threshold {line}: these data cannot tell"
+    if verdict == "undecided":
+        return f"the interval {span} contains both no effect and our threshold {line}: these data cannot tell"
+    if high < (1 if claim.effect == "ratio" else 0):
+        return f"the whole interval {span} lies on the wrong side of no effect"
+    return f"the interval {span} excludes our threshold {line} and does not exclude {nothing}"
 
 
 def _judge_control(
@@ -418,6 +427,8 @@ def _judge_control(
         return result(None, "the smoke preset judges exact controls only")
     if not any(preset in claim.presets for claim in guarded):
         return result(None, f"no claim that it guards is judged at {preset}")
+    if _left_out(control, planned):
+        return result(None, "its experiment takes no part in this run")
     if measured.missing:
         return result(False, _name_missing(measured))
     if not measured.blocks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -123,8 +124,9 @@ def print_card(
     )
     console.print(" · ".join(filter(None, [*facts, code])), style="bright_black", highlight=False)
     console.print(" ".join(card.summary.split()), highlight=False)
-    if card.public:
-        console.print(f"from heliograph.{card.family} import {', '.join(card.public)}", style="cyan", highlight=False)
+    public = _importable(card)
+    if public:
+        console.print(f"from heliograph.{card.family} import {', '.join(public)}", style="cyan", highlight=False)
     for claim in card.claims:
         console.print()
         console.print(f"[bold]{claim.id}[/]  {escape(claim.statement)}", highlight=False)
@@ -138,6 +140,14 @@ def print_card(
             console.print("  here: not run", highlight=False)
         else:
             _print_claim_row(console, f"here, {here['preset']}", here["findings"], claim.id)
+
+
+def _importable(card: Card) -> list[str]:
+    """Those public names of a card that its family exports today."""
+    if card.check_package or importlib.util.find_spec(f"heliograph.{card.family}") is None:
+        return []
+    exported = getattr(importlib.import_module(f"heliograph.{card.family}"), "__all__", ())
+    return [name for name in card.public if name in exported]
 
 
 def _print_claim_row(console: Console, where: str, findings: Sequence[Mapping[str, Any]], claim: str) -> None:
@@ -245,14 +255,15 @@ def print_dry_run(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
     for row in rows:
         memory = f"{row['memory_bytes'] / 2**20:.0f} MiB measured, " if row["memory_bytes"] else ""
         console.print(
-            f"[bold]{row['system']}[/] at {row['preset']}: {row['trials']} trials, "
+            f"[bold]{row['system']}[/] at {row['preset']}: {_count(row['trials'], 'trial')}, "
             f"about {duration_text(row['seconds'])}, {memory}limit "
             f"{row['memory_limit_bytes'] / 2**30:.3g} GiB a trial ({row['based_on']})",
             highlight=False,
         )
         for part in row["experiments"]:
             console.print(
-                f"  {part['name']}: {escape(part['title'])}; {part['trials']} trials: {part['blocks']} blocks of "
+                f"  {part['name']}: {escape(part['title'])}; {_count(part['trials'], 'trial')}: "
+                f"{_count(part['blocks'], 'block')} of "
                 f"{', '.join(part['contenders'])} on {', '.join(part['workloads'])}",
                 highlight=False,
             )
@@ -268,6 +279,10 @@ def print_dry_run(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
                     f"could detect an effect of {figure_text(claim['smallest_effect'], claim['unit'])} in 8 of 10 runs"
                 )
             console.print(f"  claim {claim['claim']}: {text}", highlight=False)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def break_systems(

@@ -1,6 +1,6 @@
 """``heliograph new``: card, component, check and tests of a new system, in a form that runs at once.
 
-The scaffold is a small real system (a segment sum by sorting) with a true check, so that its author replaces working
+The scaffold is a small real system (a segment sum by binning) with a true check, so that its author replaces working
 parts one by one instead of filling holes.
 """
 
@@ -47,20 +47,26 @@ def scaffold(slug: str, family: str, folder: Path) -> list[Path]:
         raise BadInput(f"unknown family {family!r}; choose one of {', '.join(FAMILIES)}")
     inside = (folder / "src" / "heliograph" / "catalog").is_dir()
     root = folder if inside else folder / f"heliograph-{slug.replace('_', '-')}"
-    files = _render(slug, family, inside=inside)
+    files = _render(slug, family, root, inside=inside)
     for name in files:
         if (root / name).exists():
             raise BadInput(f"{root / name} exists already; nothing was written")
     return _write_all(root, files)
 
 
-def _render(slug: str, family: str, *, inside: bool) -> dict[str, str]:
+def _render(slug: str, family: str, root: Path, *, inside: bool) -> dict[str, str]:
     """File names, relative to the root, and their contents."""
+    component = f"heliograph.{family}.{slug}" if inside else f"heliograph_{slug}.component"
+    own_import = (
+        f"from {component} import binned_segment_sum\n"  # where it sorts: first inside heliograph, last in a plug-in
+    )
     names = {
+        "import_inside": own_import if inside else "",
+        "import_plugin": "" if inside else own_import,
         "slug": slug,
         "family": family,
         "camel": "".join(part.capitalize() for part in slug.split("_")),
-        "component": f"heliograph.{family}.{slug}" if inside else f"heliograph_{slug}.component",
+        "component": component,
         "check": f"heliograph.checks.{family}.{slug}" if inside else f"heliograph_{slug}.check",
         "check_package": "" if inside else f"heliograph_{slug}.check",
         "package": f"heliograph-{slug.replace('_', '-')}",
@@ -75,10 +81,12 @@ def _render(slug: str, family: str, *, inside: bool) -> dict[str, str]:
         "test.py": f"tests/{family}/test_{slug}.py" if inside else f"tests/test_{slug}.py",
     }
     if inside:
-        packages = (f"src/heliograph/{family}", f"src/heliograph/checks/{family}")
-        extra = {
-            f"{p}/__init__.py": f'"""Systems of the family {family}."""\n' for p in packages if not Path(p).exists()
+        packages = {f"src/heliograph/{family}": "Systems", f"src/heliograph/checks/{family}": "Checks"}
+        places_of_packages = {
+            f"{p}/__init__.py": f'"""{what} of the family {family}."""\n' for p, what in packages.items()
         }
+        places_of_packages[f"tests/{family}/__init__.py"] = ""
+        extra = {name: text for name, text in places_of_packages.items() if not (root / name).exists()}
     else:
         places |= {"pyproject.toml": "pyproject.toml"}
         extra = {f"src/heliograph_{slug}/__init__.py": f'"""The system {slug}, a plug-in of heliograph."""\n'}

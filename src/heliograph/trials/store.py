@@ -235,7 +235,7 @@ class Store:
             raise StoreError(f"the store already has this entry: {_reason(error)}") from None
         except SQLAlchemyError as error:
             raise StoreError(
-                f"the store {_hide_password(self.url)} cannot be {what}: {_reason(error)}. "
+                f"the store {hide_password(self.url)} cannot be {what}: {_reason(error)}. "
                 "Free space or fix the permissions, or name another store with --store or HELIOGRAPH_STORE."
             ) from None
 
@@ -307,7 +307,8 @@ def _reason(error: SQLAlchemyError) -> str:
     return " ".join(text.split())[:300]
 
 
-def _hide_password(url: str) -> str:
+def hide_password(url: str) -> str:
+    """The store's URL as it may be shown."""
     return make_url(url).render_as_string(hide_password=True)
 
 

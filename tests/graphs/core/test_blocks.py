@@ -193,7 +193,11 @@ def test_one_row_in_training_takes_running_statistics_and_says_so():
 def test_stems_refuse_what_does_not_fit_with_the_numbers():
     none = torch.zeros(2, 0, dtype=torch.long)
     for stem, data, text in (
-        (NodeStem(8, node_types=3), Data(x=torch.tensor([0, 3]), edge_index=none), "holds 3; node_types=3 allows 0 to 2"),
+        (
+            NodeStem(8, node_types=3),
+            Data(x=torch.tensor([0, 3]), edge_index=none),
+            "holds 3; node_types=3 allows 0 to 2",
+        ),
         (NodeStem(8, node_types=[3, 2]), Data(x=torch.tensor([0, 1]), edge_index=none), "2 columns; got int64 of"),
         (NodeStem(8, in_dim=2), Data(x=torch.zeros(2, 3), edge_index=none), r"\[N, 2\]; got float32 of \[2, 3\]"),
         (EdgeStem(8, edge_types=2), Data(edge_index=none), "edge_attr of 1 columns; got none"),

@@ -241,7 +241,9 @@ class NodeStem(nn.Module):
         if node_types is not None and in_dim:
             raise BadInput("give node_types for whole-number x or in_dim for floating-point x, not both")
         if encoding is not None and encoding.dim >= dim:
-            raise BadInput(f"the encoding's {encoding.dim} channels leave no room in {dim}; give RWSE(steps, dim=...) less")
+            raise BadInput(
+                f"the encoding's {encoding.dim} channels leave no room in {dim}; give RWSE(steps, dim=...) less"
+            )
         self.encoding, self.in_dim = encoding, in_dim
         own = dim - (encoding.dim if encoding else 0)
         vocabularies = [] if node_types is None else [node_types] if isinstance(node_types, int) else list(node_types)

@@ -237,9 +237,7 @@ def global_support(vertices: Sequence[int] | Tensor, num_vertices: int, batch: T
 
 
 def _select(support: Support, kept: Tensor) -> Support:
-    return Support(
-        support.source[kept], support.target[kept], support.edge_id[kept], support.batch, support.num_graphs
-    )
+    return Support(support.source[kept], support.target[kept], support.edge_id[kept], support.batch, support.num_graphs)
 
 
 def _matrix(support: Support) -> sparse.csr_matrix:

@@ -8,8 +8,9 @@ Shapes: B graphs, N vertices, C outputs of a model.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -55,15 +56,14 @@ class TargetSpec:
     def fitted(self, graphs: Sequence[Any]) -> TargetSpec:
         """With the statistics of these training graphs."""
         y = self.targets(graphs)
-        options = asdict(self)
         if self.kind == "value":
-            options["mean"] = tuple(y.double().mean(0).tolist())
             deviation = y.double().std(0, unbiased=False)
-            options["deviation"] = tuple(torch.where(deviation > 0, deviation, 1.0).tolist())
+            scale = tuple(torch.where(deviation > 0, deviation, 1.0).tolist())
+            return replace(self, mean=tuple(y.double().mean(0).tolist()), deviation=scale)
         if self.kind == "class" and self.weighted:
             counts = torch.bincount(y[y != UNKNOWN], minlength=self.outputs).double()
-            options["class_weights"] = tuple(((counts.sum() - counts) / counts.sum()).tolist())
-        return TargetSpec(**options)
+            return replace(self, class_weights=tuple(((counts.sum() - counts) / counts.sum()).tolist()))
+        return self
 
     def targets(self, graphs: Sequence[Any]) -> Tensor:
         """All targets: [rows] of classes, or [rows, outputs]."""
@@ -119,7 +119,8 @@ class TargetSpec:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TargetSpec:
         """From :meth:`to_json`."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
+        options: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in data.items()}
+        return cls(**options)
 
     def __str__(self) -> str:
         """In words."""
@@ -222,8 +223,8 @@ def infer_target(graphs: Sequence[Any], where: str = "the graphs") -> TargetSpec
     if not per_vertex and set(rows) != {1}:
         wrong = next(p for p, count in enumerate(rows) if count not in (1, graphs[p].num_nodes))
         raise BadInput(
-            f"{where}: graph {wrong} has {rows[wrong]} rows of y; one a graph or one a vertex ({graphs[wrong].num_nodes}) "
-            "is expected"
+            f"{where}: graph {wrong} has {rows[wrong]} rows of y; one a graph or one a vertex "
+            f"({graphs[wrong].num_nodes}) is expected"
         )
     level: Level = "vertex" if per_vertex and set(rows) != {1} else "graph"
     widths = {graph.y.shape[1] if graph.y.dim() == 2 else 1 for graph in graphs}
@@ -339,7 +340,9 @@ def _labelled(
 ) -> Callable[..., GraphTask]:
     def load(seed: int, train: int = 200, valid: int = 40, test: int = 80) -> GraphTask:
         graphs = [
-            Data(x=torch.from_numpy(g.features), edge_index=torch.from_numpy(g.edge_index), y=torch.from_numpy(g.labels))
+            Data(
+                x=torch.from_numpy(g.features), edge_index=torch.from_numpy(g.edge_index), y=torch.from_numpy(g.labels)
+            )
             for g in make(train + valid + test, seed)
         ]
         parts = tuple(graphs[:train]), tuple(graphs[train : train + valid]), tuple(graphs[train + valid :])
@@ -385,8 +388,12 @@ def _class_metrics(spec: TargetSpec, logits: Tensor, y: Tensor) -> Metrics:
     by_class = [right[y == c].mean() for c in range(spec.outputs) if bool((y == c).any())]
     values = {"accuracy": float(right.mean()), "balanced_accuracy": float(torch.stack(by_class).mean())}
     if spec.outputs == 2 and len(by_class) == 2:
-        values["auroc"] = float(scores.auroc(logits.softmax(-1)[:, 1], y, task="binary"))
+        values["auroc"] = _number(scores.auroc(logits.softmax(-1)[:, 1], y, task="binary"))
     return Metrics(values, "balanced_accuracy" if spec.weighted else "accuracy", higher=True)
+
+
+def _number(value: Tensor | None) -> float:
+    return math.nan if value is None else float(value)
 
 
 def _label_metrics(logits: Tensor, y: Tensor) -> Metrics:
@@ -395,8 +402,8 @@ def _label_metrics(logits: Tensor, y: Tensor) -> Metrics:
         known = y[:, column].isfinite()
         truth, given = y[known, column].long(), logits[known, column].sigmoid()
         if 0 < int(truth.sum()) < len(truth):  # without both answers neither is defined
-            precision.append(float(scores.average_precision(given, truth, task="binary")))
-            area.append(float(scores.auroc(given, truth, task="binary")))
+            precision.append(_number(scores.average_precision(given, truth, task="binary")))
+            area.append(_number(scores.auroc(given, truth, task="binary")))
     if not precision:
         raise BadInput("no label has both answers among these graphs; average precision is not defined")
     values = {"average_precision": sum(precision) / len(precision), "auroc": sum(area) / len(area)}

@@ -45,6 +45,11 @@ __all__ = ["EpochRecord", "FitOptions", "FittedModel", "evaluate", "fit", "load_
 
 FORMAT = 1
 LOADABLE = "heliograph.graphs."
+PRECISIONS: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
+    "32": "32-true",
+    "bf16": "bf16-mixed",
+    "16": "16-mixed",
+}
 
 
 @dataclass(frozen=True)
@@ -125,7 +130,8 @@ class FittedModel:
         """Writes the folder as a whole or not at all.
 
         Raises:
-            BadInput: the folder exists and ``overwrite`` is False, the model has no ``describe()``, or the disk refuses.
+            BadInput: the folder exists and ``overwrite`` is False, the model has no ``describe()``, or no file can be
+                written.
         """
         if not hasattr(self.model, "describe") or not type(self.model).__module__.startswith(LOADABLE):
             raise BadInput(
@@ -183,9 +189,10 @@ def fit(
     spec = infer_target(train) if target is None else target
     spec = spec.fitted(train) if not (spec.mean or spec.class_weights) else spec
     _warn_if_odd(model, settings)
-    loader = DataLoader(list(train), settings.batch_size, sampler=_EpochOrder(len(train), settings.seed))  # type: ignore[arg-type]
+    order = _EpochOrder(len(train), settings.seed)
+    loader = DataLoader(list(train), settings.batch_size, sampler=order)
     checks = DataLoader(list(valid), settings.batch_size) if valid else None
-    module = _Supervised(model, spec, settings, len(loader), watch)
+    module = _Supervised(model, spec, settings, len(loader), order, watch)
     temporary = tempfile.mkdtemp(prefix="heliograph-fit-") if folder is None else None
     home = Path(temporary or folder or ".") / "checkpoints"
     last = home / "last.ckpt"
@@ -272,10 +279,6 @@ class _EpochOrder(Sampler[int]):
     def __init__(self, size: int, seed: int) -> None:
         self.size, self.seed, self.epoch = size, seed, 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before each epoch."""
-        self.epoch = epoch
-
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         return iter(torch.randperm(self.size, generator=generator).tolist())
@@ -284,17 +287,19 @@ class _EpochOrder(Sampler[int]):
         return self.size
 
 
-class _Supervised(lightning.LightningModule):  # type: ignore[misc,name-defined]
+class _Supervised(lightning.LightningModule):
     def __init__(
         self,
         model: nn.Module,
         target: TargetSpec,
         options: FitOptions,
         steps: int,
+        order: _EpochOrder,
         watch: Callable[[EpochRecord], None] | None,
     ) -> None:
         super().__init__()
-        self.model, self.target, self.options, self.steps, self.watch = model, target, options, steps, watch
+        self.model, self.target, self.options, self.steps = model, target, options, steps
+        self.order, self.watch = order, watch
         self.curve: list[EpochRecord] = []
         self.answers: list[tuple[Tensor, Tensor]] = []
         self.losses: list[Tensor] = []
@@ -321,12 +326,13 @@ class _Supervised(lightning.LightningModule):  # type: ignore[misc,name-defined]
     def on_train_epoch_start(self) -> None:
         # dropout draws from the global generator: set by seed and epoch, so that a resumed run draws the same
         torch.manual_seed(self.options.seed * 1_000_003 + self.current_epoch)
+        self.order.epoch = self.current_epoch  # not by Lightning's own call, which lags by one after a resume
         self.losses = []
 
     def training_step(self, batch: Any, _: int) -> Tensor:
         loss = self.target.loss(self.model(batch), batch.y)
         if not bool(torch.isfinite(loss)):
-            raise DivergenceError(self.global_step + 1, float(loss))
+            raise DivergenceError(self.global_step + 1, float(loss.detach()))
         self.losses.append(loss.detach())
         return loss
 
@@ -388,11 +394,11 @@ def _trainer(options: FitOptions, home: Path, validated: bool) -> Any:
     if accelerator == "cpu" and options.precision == "16":
         raise BadInput("precision 16 needs a GPU; use bf16 or 32 on a CPU")
     with _quiet():
-        return lightning.Trainer(  # type: ignore[attr-defined]
+        return lightning.Trainer(
             max_epochs=options.epochs,
             accelerator=accelerator,
             devices=1,
-            precision={"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[options.precision],
+            precision=PRECISIONS[options.precision],
             gradient_clip_val=options.clip_norm or None,
             callbacks=callbacks,
             logger=False,
@@ -420,7 +426,7 @@ def _why_stopped(trainer: Any, options: FitOptions, epochs: int) -> str:
     for callback in trainer.callbacks:
         if isinstance(callback, EarlyStopping) and callback.stopped_epoch:
             return f"no better validation loss for {options.patience} epochs"
-        if isinstance(callback, Timer) and callback.time_remaining() <= 0:
+        if isinstance(callback, Timer) and (callback.time_remaining() or 0) <= 0:
             return f"{options.max_seconds:g} s of training are over"
     return f"stopped after {epochs} epochs"
 
@@ -487,6 +493,6 @@ def _whole_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def rescaled(fitted: FittedModel, **extra: Any) -> FittedModel:
+def keep_with(fitted: FittedModel, **extra: Any) -> FittedModel:
     """The same with more facts to keep."""
     return replace(fitted, extra={**(fitted.extra or {}), **extra})

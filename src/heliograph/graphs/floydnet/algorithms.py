@@ -37,7 +37,9 @@ __all__ = [
 ]
 
 _VALUE_KINDS = ("graph_value", "vertex_value", "edge_value")
-_VERTEX_KINDS = ("mask", "mask_one", "vertex_value")
+_GRAPH_KINDS = ("graph_value", "graph_category")
+_CLASS_KINDS = ("graph_category", "vertex_category", "pair_category")
+_VERTEX_KINDS = ("vertex_value", "vertex_category", "mask", "mask_one")
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,8 @@ class TaskTarget:
     """One output to learn.
 
     Attributes:
-        kind: of ``data.algorithms`` ("pointer", "mask", "mask_one", "pair_pointer", "pair_category"), or a regression:
-            "graph_value", "vertex_value", "edge_value".
+        kind: of ``data.algorithms`` ("pointer", "mask", "mask_one", "pair_pointer", "pair_category"), a class
+            ("graph_category", "vertex_category"), or a regression ("graph_value", "vertex_value", "edge_value").
         values: long, -1 where nothing is scored; for regressions floating, NaN where nothing is scored.
         outputs: classes, or regressed numbers.
     """
@@ -247,13 +249,17 @@ def _counts(graphs: CountingGraphs, level: str) -> tuple[np.ndarray, np.ndarray]
 def _make_head(target: TaskTarget, dim: int) -> nn.Module:
     if target.kind == "pair_pointer":
         return _PairPointerHead(dim)
-    if target.kind in ("pointer", "mask", "mask_one", "pair_category", *_VALUE_KINDS):
+    if target.kind in ("pointer", "mask", "mask_one", *_CLASS_KINDS, *_VALUE_KINDS):
         return nn.Linear(dim, target.outputs)
     raise BadInput(f"unknown kind of target {target.kind!r}")
 
 
 def _read(kind: str, head: nn.Module, states: LevelStates, mask_BN: Tensor) -> Tensor:
-    level = {"graph_value": states.graph}.get(kind, states.vertex if kind in _VERTEX_KINDS else states.pair)
+    level = states.pair
+    if kind in _VERTEX_KINDS:
+        level = states.vertex
+    elif kind in _GRAPH_KINDS:
+        level = states.graph
     out: Tensor = head(level)
     if kind in ("pointer", "mask", "mask_one"):
         out = out.squeeze(-1)

@@ -3,9 +3,9 @@
 A small 3-D convolutional network reads a rotated code's syndrome over space and time and proposes local corrections;
 the sparse residual goes to minimum-weight matching. Source: arXiv:2604.12841.
 
-``lattice`` holds the geometry and the grid, ``circuits`` and ``memory`` the experiments and their labels, ``labels`` the
-canonical forms, ``network`` and ``training`` the pre-decoder, ``proposal`` the pipeline with its exact completion,
-``weights`` matching weights learned from syndromes, ``checkpoint`` and ``sinter_decoders`` the way to files and to sinter.
+``lattice`` holds the geometry and the grid, ``circuits`` and ``memory`` the experiments and their labels, ``labels``
+the canonical forms, ``network`` and ``training`` the pre-decoder, ``proposal`` the pipeline with its exact completion,
+``weights`` matching weights learned from syndromes, ``checkpoint`` and ``sinter_decoders`` the way to files and sinter.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Checkpoints: a folder with ``config.json`` and ``weights.safetensors``; whole or not at all, and nothing executable."""
+"""Checkpoints: a folder with ``config.json`` and ``weights.safetensors``; whole or not at all, nothing executable."""
 
 from __future__ import annotations
 
@@ -78,9 +78,7 @@ def load_checkpoint(folder: Path) -> PreDecoder:
             "one in config.json"
         )
     try:
-        network = PreDecoder(
-            config["filters"], config["kernel"], variant=config["variant"], dropout=config["dropout"]
-        )
+        network = PreDecoder(config["filters"], config["kernel"], variant=config["variant"], dropout=config["dropout"])
         network.load_state_dict(load_tensors(weights))
     except (KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise BadInput(f"{folder}: config and weights do not fit: {error}") from None

@@ -43,7 +43,7 @@ class StimNoise:
     @property
     def largest(self) -> float:
         """The largest rate."""
-        return max(astuple(self))
+        return float(max(astuple(self)))
 
     def scaled(self, factor: float) -> StimNoise:
         """Every rate times ``factor``."""
@@ -139,7 +139,7 @@ def _native_circuit(plain: stim.Circuit, rounds: int, basis: str, noise: Circuit
     prepare, measure = ("RX", "MX") if basis == "x" else ("R", "M")
     circuit.append(prepare, data)
     _flip(circuit, data, basis, noise.prepare_x if basis == "x" else noise.prepare_z)
-    annotations = _annotations_by_round(flat, checks)
+    annotations = _annotations_by_round(flat)
     for t in range(rounds):
         circuit.append("RX", x_list)
         circuit.append("R", z_checks)
@@ -169,7 +169,7 @@ def _native_circuit(plain: stim.Circuit, rounds: int, basis: str, noise: Circuit
     return circuit
 
 
-def _annotations_by_round(flat: stim.Circuit, checks: list[int]) -> list[list[Any]]:
+def _annotations_by_round(flat: stim.Circuit) -> list[list[Any]]:
     """Detectors, observables and coordinate shifts that follow each measurement of the checks, and the final one."""
     groups: list[list[Any]] = []
     for instruction in flat:

@@ -61,14 +61,15 @@ def canonicalize_spacelike(frames: Array, lattice: RotatedLattice, channel: int)
             part[:, -1] = 0
         flat[open_rows] = part
         open_rows = open_rows[(part != before).any(1)]
-    return like(flat[:, :-1].reshape(values.shape), frames)
+    moved: Array = like(flat[:, :-1].reshape(values.shape), frames)
+    return moved
 
 
 def canonicalize_timelike(data: Array, measured: Array, layout: DetectorLayout) -> tuple[Array, Array]:
     """Flips a qubit in slices t and t + 1 and the measurements of round t that see it, where that has fewer ones.
 
-    On a tie the form with more ones in slice t is kept. The pair (0, 1) and the pairs that reach the last slice are left
-    alone for the kind whose first and last comparisons do not exist.
+    On a tie the form with more ones in slice t is kept. The pair (0, 1) and the pairs that reach the last slice are
+    left alone for the kind whose first and last comparisons do not exist.
 
     Args:
         data: [B, 2, S, D, D] of 0 and 1, data errors new in each slice.
@@ -82,7 +83,8 @@ def canonicalize_timelike(data: Array, measured: Array, layout: DetectorLayout) 
     values, checks = torch.as_tensor(data), torch.as_tensor(measured)
     if tuple(values.shape[1:]) != layout.shape or values.shape != checks.shape:
         raise BadInput(
-            f"labels here are [B, {', '.join(map(str, layout.shape))}] twice; got {list(values.shape)} and {list(checks.shape)}"
+            f"labels here are [B, {', '.join(map(str, layout.shape))}] twice; "
+            f"got {list(values.shape)} and {list(checks.shape)}"
         )
     flat = values.reshape(-1, kinds, slices, d * d).to(torch.uint8).clone()
     s = torch.nn.functional.pad(checks.reshape(-1, kinds, slices, d * d).to(torch.uint8), (0, 1))

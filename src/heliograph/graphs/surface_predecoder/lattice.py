@@ -2,9 +2,9 @@
 
 A code has checks of two kinds. Kind 0 has its weight-2 checks at the top and bottom (Stim's X checks), kind 1 at the
 left and right (Stim's Z checks); a circuit with the letters exchanged is the same code. Checks of kind k see data
-errors of channel k. A memory experiment of T rounds has S = T + 1 slices: slice t < T compares round t with round t - 1,
-slice T compares the final data measurement with the last round. The kind that is random at first has no detectors in
-slices 0 and T.
+errors of channel k. A memory experiment of T rounds has S = T + 1 slices: slice t < T compares round t with round
+t - 1, slice T compares the final data measurement with the last round. The kind that is random at first has no
+detectors in slices 0 and T.
 
 Shapes: B shots, S slices, D rows and columns, K = (D * D - 1) / 2 checks of a kind, O observables.
 """
@@ -105,7 +105,7 @@ class RotatedLattice:
     @cached_property
     def weights(self) -> tuple[np.ndarray, np.ndarray]:
         """Per kind [K]: 2 or 4 qubits."""
-        return tuple((corners != self.distance**2).sum(1) for corners in self.corners)  # type: ignore[return-value]
+        return tuple((corners != self.distance**2).sum(1) for corners in self.corners)
 
     @cached_property
     def neighbours(self) -> tuple[np.ndarray, np.ndarray]:
@@ -123,7 +123,7 @@ class RotatedLattice:
     @cached_property
     def check_matrices(self) -> tuple[np.ndarray, np.ndarray]:
         """Per kind [K, D * D] of 0 and 1: which qubits each check sees."""
-        return tuple(  # type: ignore[return-value]
+        return tuple(
             (corners[:, :, None] == np.arange(self.distance**2)).any(1).astype(np.uint8) for corners in self.corners
         )
 
@@ -167,7 +167,7 @@ class DetectorLayout:
 
     @classmethod
     def standard(cls, lattice: RotatedLattice, rounds: int, memory_kind: int = 0) -> DetectorLayout:
-        """The complete experiment in grid order, its one observable along the edge that this kind's errors cross from."""
+        """The complete experiment in grid order, with one observable along the edge where this kind's errors end."""
         if rounds < 1:
             raise BadInput(f"a memory experiment has at least 1 round; got {rounds}")
         d = lattice.distance
@@ -282,7 +282,8 @@ def detectors_to_grid(detectors: Array, layout: DetectorLayout) -> Array:
     bits_BN = as_bits(detectors, layout.num_detectors, "detectors")
     flat = bits_BN.new_zeros(len(bits_BN), int(np.prod(layout.shape)))
     flat[:, _index(layout.cell_of_detector, bits_BN.device)] = bits_BN
-    return like(flat.reshape(-1, *layout.shape), detectors)
+    grid: Array = like(flat.reshape(-1, *layout.shape), detectors)
+    return grid
 
 
 def grid_to_detectors(grid: Array, layout: DetectorLayout) -> Array:
@@ -290,7 +291,8 @@ def grid_to_detectors(grid: Array, layout: DetectorLayout) -> Array:
     values = torch.as_tensor(grid)
     if tuple(values.shape[1:]) != layout.shape:
         raise BadInput(f"a grid here is [B, {', '.join(map(str, layout.shape))}]; got {list(values.shape)}")
-    return like(values.reshape(len(values), -1)[:, _index(layout.cell_of_detector, values.device)], grid)
+    detectors: Array = like(values.reshape(len(values), -1)[:, _index(layout.cell_of_detector, values.device)], grid)
+    return detectors
 
 
 def presence(layout: DetectorLayout, device: Any = None) -> Tensor:
@@ -317,7 +319,8 @@ def syndrome_of(data: Tensor, measured: Tensor, layout: DetectorLayout) -> Tenso
     kinds, slices, d, _ = layout.shape
     if tuple(data.shape[1:]) != layout.shape or data.shape != measured.shape:
         raise BadInput(
-            f"corrections here are [B, {', '.join(map(str, layout.shape))}]; got {list(data.shape)} and {list(measured.shape)}"
+            f"corrections here are [B, {', '.join(map(str, layout.shape))}]; "
+            f"got {list(data.shape)} and {list(measured.shape)}"
         )
     flat = torch.nn.functional.pad(data.reshape(-1, kinds, slices, d * d), (0, 1))
     out = measured.reshape(-1, kinds, slices, d * d).clone()
@@ -334,7 +337,7 @@ def syndrome_of(data: Tensor, measured: Tensor, layout: DetectorLayout) -> Tenso
 
 
 def logical_frame(data: Tensor, layout: DetectorLayout) -> Tensor:
-    """Observables [B, O] (uint8) that the data corrections flip: the parity, over all slices, of the qubits they read."""
+    """Observables [B, O] (uint8) that the data corrections flip: the parity of the qubits they read, all slices."""
     total = data[:, layout.memory_kind].sum(1, dtype=torch.int64).reshape(len(data), -1) & 1
     support = torch.as_tensor(layout.observables.astype(np.int64), device=data.device)
     return ((total[:, None] * support).sum(-1) & 1).to(torch.uint8)
@@ -397,9 +400,7 @@ def _lattice_of(xs: np.ndarray, ys: np.ndarray, cells: set[tuple[int, int]], onl
     )
 
 
-def _read_observables(
-    layout: DetectorLayout, signatures: Signatures, num_observables: int
-) -> np.ndarray:
+def _read_observables(layout: DetectorLayout, signatures: Signatures, num_observables: int) -> np.ndarray:
     """Which data qubits each observable reads, from what an error on one qubit alone would light and flip."""
     _, slices, d, _ = layout.shape
     kind, none = layout.memory_kind, d * d
@@ -418,5 +419,6 @@ def _read_observables(
                 "whether an observable reads it; give the circuit some data noise"
             )
         # Hooks of two qubits may share a signature with the other side of the code; they are the rarer ones.
-        support[list(max(flips, key=lambda f: flips[f])), q] = 1
+        likeliest = max(flips, key=flips.__getitem__)
+        support[list(likeliest), q] = 1
     return support

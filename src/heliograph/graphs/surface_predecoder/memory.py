@@ -1,8 +1,8 @@
 """Memory experiments: circuits, detector samples, and labels that say which errors made them.
 
 Labels come from Pauli frames that Stim tracks: with c_t the data frame after round t and m_t the flipped measurements,
-the data label is c_t xor c_(t-1) and the measurement label s_t = m_t xor H c_t. Then det_t = H (c_t xor c_(t-1)) xor s_t
-xor s_(t-1) holds identically; the last slice compares the final data measurement with round T - 1.
+the data label is c_t xor c_(t-1) and the measurement label s_t = m_t xor H c_t. Then det_t = H (c_t xor c_(t-1)) xor
+s_t xor s_(t-1) holds identically; the last slice compares the final data measurement with round T - 1.
 
 Shapes: B shots, S = T + 1 slices, D rows and columns, O observables.
 """
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from heliograph.errors import BadInput
-from heliograph.graphs.surface_predecoder.circuits import LARGEST_CHANNEL, CircuitNoise, Noise, StimNoise, make_circuit
+from heliograph.graphs.surface_predecoder.circuits import LARGEST_CHANNEL, Noise, StimNoise, make_circuit
 from heliograph.graphs.surface_predecoder.labels import canonicalize_spacelike, canonicalize_timelike
 from heliograph.graphs.surface_predecoder.lattice import (
     DetectorLayout,
@@ -59,6 +59,10 @@ class LabelledShots:
         data = _spacelike(self.data, layout)
         data, measured = canonicalize_timelike(data, self.measured, layout)
         return LabelledShots(self.detectors, self.observables, _spacelike(data, layout), measured)
+
+    def select(self, rows: slice) -> LabelledShots:
+        """Some of the shots."""
+        return LabelledShots(self.detectors[rows], self.observables[rows], self.data[rows], self.measured[rows])
 
     def to(self, device: Any) -> LabelledShots:
         """The same shots on another device."""
@@ -98,7 +102,6 @@ class SurfaceMemory:
     def _set_up(self, circuit: stim.Circuit) -> None:
         self.circuit = circuit
         self.dem = _error_model(circuit)
-        # Without noise there is no error model to read an observable from; the quietest one of the same circuit has.
         self.layout = read_layout(self.dem)
 
     @classmethod
@@ -138,13 +141,14 @@ class SurfaceMemory:
     def sample(self, shots: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Detectors [shots, number of detectors] and observables [shots, O] as booleans, from Stim's sampler."""
         sampler = self.circuit.compile_detector_sampler(seed=seed)
-        return sampler.sample(shots, separate_observables=True)
+        detectors, observables = sampler.sample(shots, separate_observables=True)
+        return detectors, observables
 
     def sample_labels(self, shots: int, seed: int, *, canonical: bool = True) -> LabelledShots:
         """Shots with the errors that made them; the same seed on the same machine gives the same shots.
 
         Raises:
-            BadInput: a circuit whose frames do not explain its detectors (checks measured otherwise than qubit by qubit).
+            BadInput: a circuit whose frames do not explain its detectors (checks not measured qubit by qubit).
         """
         if shots < 1:
             raise BadInput(f"need at least one shot; got {shots}")
@@ -218,9 +222,7 @@ def read_layout(dem: stim.DetectorErrorModel) -> DetectorLayout:
                 flips = signatures.setdefault(detectors, {})
                 flips[observables] = flips.get(observables, 0.0) + instruction.args_copy()[0]
     read: Signatures = signatures
-    return DetectorLayout.from_coordinates(
-        dem.get_detector_coordinates(), dem.num_detectors, read, dem.num_observables
-    )
+    return DetectorLayout.from_coordinates(dem.get_detector_coordinates(), dem.num_detectors, read, dem.num_observables)
 
 
 def _parts(instruction: Any) -> Iterator[tuple[frozenset[int], tuple[int, ...]]]:
@@ -256,9 +258,7 @@ class _Labeller:
         self.circuit, self.layout = circuit, layout
         flat = circuit.flattened()
         self.data_qubits, check_qubits = _find_qubits(flat, layout)
-        self.segments, self.check_records, self.final_records = _segments(
-            flat, layout, self.data_qubits, check_qubits
-        )
+        self.segments, self.check_records, self.final_records = _segments(flat, layout, self.data_qubits, check_qubits)
         self.x_channel = 0  # the channel of Z errors: of the checks called X
 
     def sample(self, shots: int, seed: int) -> LabelledShots:
@@ -317,8 +317,8 @@ class _Labeller:
             if same and torch.equal(logical_frame(shots.data, self.layout), shots.observables):
                 return
         raise BadInput(
-            f"the frames of {_SELF_TEST_SHOTS} simulated shots do not explain this circuit's detectors; labels need checks "
-            "that compare consecutive measurements of one ancilla each, and an observable read from the data qubits"
+            f"the frames of {_SELF_TEST_SHOTS} simulated shots do not explain this circuit's detectors; labels "
+            "need checks that compare consecutive measurements of one ancilla each, and an observable of data qubits"
         )
 
 
@@ -332,7 +332,7 @@ def _find_qubits(flat: stim.Circuit, layout: DetectorLayout) -> tuple[np.ndarray
         spot = (x0 + step_x * column, y0 + step_y * row)
         if spot not in where:
             raise BadInput(f"labels need QUBIT_COORDS of every qubit; there is none at {spot}")
-        return where[spot]
+        return int(where[spot])
 
     data = np.array([at(r + 0.5, c + 0.5) for r in range(d) for c in range(d)])
     checks = tuple([at(r + 1, c + 1) for r, c in lattice.cells[kind]] for kind in (0, 1))
@@ -383,7 +383,9 @@ def _segments(
                 elif q in site_of and final[site_of[q]] < 0:
                     final[site_of[q]] = count + i
                 else:
-                    raise BadInput(f"qubit {q} is measured more often than {rounds} rounds and one data readout explain")
+                    raise BadInput(
+                        f"qubit {q} is measured more often than {rounds} rounds and one data readout explain"
+                    )
             if ended < rounds and min(done.values()) > ended:
                 segments[-1].ends_round = True
                 ended += 1

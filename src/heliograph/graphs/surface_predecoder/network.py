@@ -77,7 +77,7 @@ class PreDecoder(nn.Module):
         if not filters or min(filters) < 1:
             raise BadInput(f"filters are one or more positive widths; got {tuple(filters)}")
         if kernel < 1 or kernel % 2 == 0:
-            raise BadInput(f"the kernel's width must be odd, so that a site has as many neighbours on each side; got {kernel}")
+            raise BadInput(f"the kernel's width must be odd, to reach equally far on both sides; got {kernel}")
         if not 0 <= dropout < 1:
             raise BadInput(f"dropout is a probability below 1; got {dropout}")
         if variant not in ("plain", "residual", "bottleneck"):
@@ -116,7 +116,7 @@ class PreDecoder(nn.Module):
         return next(self.parameters()).device
 
     def forward(self, grid_B4SDD: Tensor) -> Tensor:
-        """Logits [B, 4, S, D, D] from bits and presence [B, 4, S, D, D]; an entry of 0 or more is an error believed in."""
+        """Logits [B, 4, S, D, D] from bits and presence [B, 4, S, D, D]; 0 or more is an error believed in."""
         if grid_B4SDD.ndim != 5 or grid_B4SDD.shape[1] != 4:
             raise BadInput(f"the network reads [B, 4, S, D, D]; got {list(grid_B4SDD.shape)}")
         out: Tensor = self.layers(grid_B4SDD)
@@ -180,7 +180,7 @@ class PreDecoder(nn.Module):
         return Proposal.of(detectors, chosen[:, :2], chosen[:, 2:], layout)
 
     def reduce(self, detectors: Any, experiment: SurfaceMemory) -> tuple[Any, Any]:
-        """Residual [B, N] and frame [B, O], for a global decoder of your own: its answer xor the frame is the prediction."""
+        """Residual [B, N] and frame [B, O]: the prediction is the frame xor your decoder's answer to the residual."""
         proposal = self.propose(detectors, experiment.layout)
         return like(proposal.residual, detectors), like(proposal.frame, detectors)
 
@@ -279,7 +279,8 @@ class PreDecoder(nn.Module):
     @staticmethod
     def _run(network: PreDecoder, grid: Tensor, bfloat16: bool) -> Tensor:
         with torch.autocast(grid.device.type, dtype=torch.bfloat16, enabled=bfloat16):
-            return network(grid).float()
+            logits: Tensor = network(grid)
+        return logits.float()
 
 
 class _Residual(nn.Module):

@@ -1,8 +1,8 @@
 """Learned proposal, exact completion: a local correction, what it leaves over, and a global decoder for the rest.
 
-``Proposal`` holds corrections with the residual syndrome and the observables that they account for; ``verify`` recomputes
-both from the corrections; ``Completer`` solves the residual; ``Pipeline`` joins them and falls back to plain matching of
-the original syndrome, shot by shot, wherever a proposal does not verify or its residual has no solution.
+``Proposal`` holds corrections with the residual syndrome and the observables that they account for; ``verify``
+recomputes both from the corrections; ``Completer`` solves the residual; ``Pipeline`` joins them and falls back to plain
+matching of the original syndrome, shot by shot, where a proposal does not verify or its residual has no solution.
 
 Shapes: B shots, N detectors, O observables, S slices, D rows and columns.
 """
@@ -170,7 +170,8 @@ class Completer:
         answer = np.asarray(answer, dtype=np.uint8)
         if answer.shape != (len(shots), self.num_observables):
             raise BadInput(
-                f"the global decoder answered {answer.shape} for {len(shots)} shots of {self.num_observables} observables"
+                f"the global decoder answered {answer.shape} for {len(shots)} shots and "
+                f"{self.num_observables} observables"
             )
         return answer
 
@@ -242,9 +243,7 @@ class Pipeline:
         """sinter's entry point: layout, observables and weights are read from the error model alone."""
         if multiprocessing.parent_process() is not None:
             torch.set_num_threads(1)  # sinter runs one worker a core
-        return CompiledPipeline(
-            self.proposer, read_layout(dem), Completer(dem, self.global_decoder, self.correlated)
-        )
+        return CompiledPipeline(self.proposer, read_layout(dem), Completer(dem, self.global_decoder, self.correlated))
 
     def _ready(self) -> CompiledPipeline:
         if self._compiled is None:
@@ -277,8 +276,8 @@ class CompiledPipeline:
             found[again], solved[again] = self.completer.solve(original[again])
         if not solved.all():
             raise BadInput(
-                f"{int((~solved).sum())} of {len(bits)} shots hold detectors that no set of errors of this model lights "
-                f"(first: shot {int(np.flatnonzero(~solved)[0])}); shots and error model do not belong together"
+                f"{int((~solved).sum())} of {len(bits)} shots hold detectors that no set of errors of this model "
+                f"lights (first: shot {int(np.flatnonzero(~solved)[0])}); shots and model do not belong together"
             )
         frame = proposal.frame.cpu().numpy() * good[:, None].astype(np.uint8)
         return Decoded(found ^ frame, residual, frame, ~good)

@@ -1,6 +1,6 @@
 """Training on simulated shots: Lion, warm-up, steps of 0.7, an average of the weights (arXiv:2604.12841, code).
 
-Published: 100 epochs of 2**26 shots on 8 GPUs. What changes here is the length alone, and that the averaging window grows
+Published: 100 epochs of 2**26 shots on 8 GPUs. What changes here is the length, and that the averaging window grows
 with the number of steps up to the published one, so that short runs are not averaged with their own beginning.
 """
 
@@ -33,6 +33,7 @@ Progress = Callable[[int, float, float], None]
 WARM_UP_STEPS = 100
 MILESTONES, DROP = (0.25, 0.5), 0.7
 AVERAGE_FRACTION = 1e-4
+SHOTS_A_DRAW = 512
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ class Lion(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One update from the gradients."""
+        """One update from the gradients; a closure is not evaluated."""
+        del closure
         for group in self.param_groups:
             (first, second), rate = group["betas"], group["lr"]
             for weight in group["params"]:
@@ -120,6 +122,9 @@ def fit_predecoder(
     network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     average = [p.detach().clone() for p in network.parameters()]
     steps_planned = None if shots is None else max(1, math.ceil(shots / (batch * len(given))))
+    # Small batches are drawn several at a time: making labels costs more per call than per shot.
+    steps_a_draw = max(1, min(SHOTS_A_DRAW // batch, steps_planned or SHOTS_A_DRAW))
+    drawn: dict[int, LabelledShots] = {}
     losses: list[float] = []
     begin = time.monotonic()
     network.train()
@@ -133,9 +138,12 @@ def fit_predecoder(
             optimiser.zero_grad(set_to_none=True)
             total = torch.zeros((), device=network.device)
             for number, (experiment, mask) in enumerate(zip(learned_on, masks, strict=True)):
-                words = seeds.at(step=step, item=number).bits(1)
-                drawn = source(experiment, batch, int(words[0]) & (2**63 - 1)).to(network.device)
-                loss = _loss(network, drawn, experiment, mask) / len(learned_on)
+                turn = (step - 1) % steps_a_draw
+                if turn == 0:
+                    word = int(seeds.at(step=step, item=number).bits(1)[0]) & (2**63 - 1)
+                    drawn[number] = source(experiment, batch * steps_a_draw, word).to(network.device)
+                part = drawn[number].select(slice(turn * batch, (turn + 1) * batch))
+                loss = _loss(network, part, experiment, mask) / len(learned_on)
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += loss.detach()
             losses.append(float(total))

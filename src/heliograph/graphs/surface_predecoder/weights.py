@@ -116,7 +116,9 @@ class MatchingGraph:
     def translation_classes(self) -> np.ndarray:
         """[E]: edges of one class differ by a shift in time alone; slices at either end form classes of their own."""
         if self.coordinates is None:
-            raise BadInput("edges can be pooled by translation only with detector coordinates (x, y, t); there are none")
+            raise BadInput(
+                "edges can be pooled by translation only with detector coordinates (x, y, t); there are none"
+            )
         times = np.unique(self.coordinates[:, 2])
         classes: dict[tuple[Any, ...], int] = {}
         row = np.zeros(len(self.edges), dtype=np.int64)
@@ -217,9 +219,7 @@ def estimate_edges(
     variance = np.where(inner, both * (1 - both) + (mi * mj) * (mi + mj), mi * (1 - mi)) / shots
     if pool == "time":
         variance = variance / np.bincount(graph.translation_classes)[graph.translation_classes]
-    return EdgeEstimate(
-        graph.with_probability(clipped), np.sqrt(variance) / clipped, shots, int((clipped != p).sum())
-    )
+    return EdgeEstimate(graph.with_probability(clipped), np.sqrt(variance) / clipped, shots, int((clipped != p).sum()))
 
 
 def _moments(values: np.ndarray, graph: MatchingGraph) -> tuple[np.ndarray, np.ndarray]:

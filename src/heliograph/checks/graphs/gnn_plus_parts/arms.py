@@ -29,16 +29,15 @@ class GPS(nn.Module):
     four do not divide the width.
     """
 
-    def __init__(
-        self, out_dim: int, *, layers: int, hidden: int, pe: RWSE, pool: str | None, **inputs: Any
-    ) -> None:
+    def __init__(self, out_dim: int, *, layers: int, hidden: int, pe: RWSE, pool: str | None, **inputs: Any) -> None:
         super().__init__()
         heads = 4 if hidden % 4 == 0 else 2
         self.stem = NodeStem(hidden, inputs.get("node_types"), inputs.get("in_dim", 0), pe)
         self.edge_stem = EdgeStem(hidden, inputs.get("edge_types"), inputs.get("edge_dim", 0))
 
         def local() -> nn.Module:
-            return GINEConv(nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, hidden)))
+            conv: nn.Module = GINEConv(nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, hidden)))
+            return conv
 
         self.layers = nn.ModuleList(GPSConv(hidden, local(), heads) for _ in range(layers))
         self.head = halving_head(hidden, out_dim) if pool is not None else mlp_head(hidden, out_dim)
@@ -53,7 +52,8 @@ class GPS(nn.Module):
             x = layer(x, data.edge_index, batch, edge_attr=edge)
         if self.pool is not None:
             x = (segment_sum if self.pool == "sum" else segment_mean)(x, batch, int(getattr(data, "num_graphs", 1)))
-        return self.head(x)
+        out: Tensor = self.head(x)
+        return out
 
 
 def encoding_of(load: Any) -> RWSE:

@@ -45,7 +45,7 @@ def _statements(graph: Data) -> list[bool]:
     return [
         _same(gcn(x, graph.edge_index), their_gcn(x, graph.edge_index)),
         _same(gin(x, graph.edge_index, edge), their_gin(x, graph.edge_index, edge)),
-        _same(gated(x, graph.edge_index), _gated(gated, x, graph.edge_index)),  # type: ignore[arg-type]
+        _same(gated(x, graph.edge_index), _gated(gated, x, graph.edge_index)),
         bool(np.abs(RWSE(K)(graph).rwse.numpy() - _walks(graph)).max(initial=0) < 1e-6),
     ]
 
@@ -53,12 +53,17 @@ def _statements(graph: Data) -> list[bool]:
 def _gated(layer: GatedGCNMixer, x: torch.Tensor, edge_index: torch.Tensor) -> torch.Tensor:
     """The equation, edge by edge; the numerator by PyG's ``ResGatedGraphConv``, which does not divide."""
     theirs = ResGatedGraphConv(C, C, bias=False, root_weight=False).double()
-    for own, other in ((theirs.lin_key, layer.gate_target), (theirs.lin_query, layer.gate_source), (theirs.lin_value, layer.sent)):
+    for own, other in (
+        (theirs.lin_key, layer.gate_target),
+        (theirs.lin_query, layer.gate_source),
+        (theirs.lin_value, layer.sent),
+    ):
         own.weight, own.bias = other.weight, other.bias
     below = torch.zeros_like(x)
     for u, v in edge_index.t().tolist():
         below[v] += torch.sigmoid(layer.gate_target(x[v]) + layer.gate_source(x[u]))
-    return layer.own(x) + theirs(x, edge_index) / (below + 1e-6)
+    mixed: torch.Tensor = layer.own(x) + theirs(x, edge_index) / (below + 1e-6)
+    return mixed
 
 
 def _walks(graph: Data) -> np.ndarray[Any, Any]:

@@ -19,7 +19,15 @@ from heliograph.graphs.core.tasks import GraphTask, Metrics, load_task
 from heliograph.graphs.gnn_plus import SWITCHES
 from heliograph.trials.check import Context
 
-__all__ = ["batches_of", "load_graphs", "measure_ablation", "measure_steps", "measure_trained", "score", "shuffle_targets"]
+__all__ = [
+    "batches_of",
+    "load_graphs",
+    "measure_ablation",
+    "measure_steps",
+    "measure_trained",
+    "score",
+    "shuffle_targets",
+]
 
 
 def measure_trained(context: Context) -> Mapping[str, Any]:
@@ -41,7 +49,10 @@ def measure_ablation(context: Context) -> Mapping[str, Any]:
         _train(context, model, task, f"without {off}" if off else "all six")
         errors[off or "all"] = score(model, task, context.device).mae
     context.keep("ablation", errors)
-    return {"parts": float(sum(errors[off] > errors["all"] for off in SWITCHES)), **{f"mae {k}": v for k, v in errors.items()}}
+    return {
+        "parts": float(sum(errors[off] > errors["all"] for off in SWITCHES)),
+        **{f"mae {k}": v for k, v in errors.items()},
+    }
 
 
 def measure_steps(context: Context) -> Mapping[str, Callable[[], None]]:

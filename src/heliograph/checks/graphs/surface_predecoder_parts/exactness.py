@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,11 +45,13 @@ def measure(context: Context) -> Mapping[str, Any]:
 
     ``oracle``: labels leave no detector and no logical error, raw, canonical and after random equivalences.
     ``pipeline``: without proposals the pipeline is PyMatching bit for bit; with a network's, every proposal verifies.
-    ``blocks``: a network's logits block by block are those of the whole. ``notices``: a spoiled proposal is not verified.
+    ``blocks``: a network's logits block by block are those of the whole.
+    ``notices``: a spoiled proposal is not verified.
     """
     load = context.workload
     oracle, pipeline, blocks, notices = [], [], [], []
-    cases = [(d, t, b, n) for d, t in load["codes"] for b in ("x", "z") for n in ("stim", "circuit")]
+    bases: tuple[Literal["x", "z"], ...] = ("x", "z")
+    cases = [(d, t, b, n) for d, t in load["codes"] for b in bases for n in ("stim", "circuit")]
     for number, (distance, rounds, basis, kind) in enumerate(cases):
         experiment = make_experiment(distance, rounds, basis, kind, load["noise"])
         raw = experiment.sample_labels(load["shots"], context.seed + number, canonical=False)
@@ -65,7 +66,8 @@ def measure(context: Context) -> Mapping[str, Any]:
         blocks.append(_blocks_agree(network, raw.detectors, experiment.layout))
         notices.append(_notices(raw, experiment))
         context.progress((number + 1) / len(cases), f"d = {distance}, T = {rounds}, basis {basis}, {kind} noise")
-    context.say(f"labels explain their shots in {sum(oracle)} of {len(oracle)} cases; pipelines exact in {sum(pipeline)} of {len(pipeline)}")
+    context.say(f"labels explain their shots in {sum(oracle)} of {len(oracle)} cases")
+    context.say(f"pipelines are exact in {sum(pipeline)} of {len(pipeline)} cases")
     return {"oracle": oracle, "pipeline": pipeline, "blocks": blocks, "notices": notices}
 
 
@@ -78,8 +80,7 @@ def spread_network(seed: int) -> PreDecoder:
     """An untrained network whose answers are neither all yes nor all no."""
     network = PreDecoder((8, 8), seed=seed).eval()
     with torch.no_grad():
-        last = network.layers[-1]
-        last.bias.zero_()  # type: ignore[operator, union-attr]
+        list(network.parameters())[-1].zero_()  # the last layer's bias, which says "no" at first
     return network
 
 
@@ -112,4 +113,4 @@ def _notices(raw: LabelledShots, experiment: SurfaceMemory) -> bool:
     residual[0, 0] ^= 1
     frame[1, 0] ^= 1
     spoiled = Proposal(proposal.data, proposal.measured, residual, frame, proposal.layout)
-    return verify(raw.detectors, spoiled).numpy().tolist() == [False, False] + [True] * (len(np.asarray(residual)) - 2)
+    return bool(verify(raw.detectors, spoiled).tolist() == [False, False] + [True] * (len(residual) - 2))

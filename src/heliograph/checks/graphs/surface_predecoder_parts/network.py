@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -74,10 +75,10 @@ def measure_time(context: Context) -> Mapping[str, Callable[[], Any]]:
         whole = experiment.sample(load["time_shots"], TEST_SEED + context.seed)[0].astype(np.uint8)
         rest = network.propose(whole, experiment.layout).residual.cpu().numpy()
         solve = Completer(experiment.dem).solve
-        arms[f"whole, d = {distance}"] = lambda s=solve, x=whole: s(x)
-        arms[f"residual, d = {distance}"] = lambda s=solve, x=rest: s(x)
+        arms[f"whole, d = {distance}"] = partial(solve, whole)
+        arms[f"residual, d = {distance}"] = partial(solve, rest)
         if distance == load["distances"][-1]:
-            arms[f"whole, d = {distance}, again"] = lambda s=solve, x=whole: s(x)
+            arms[f"whole, d = {distance}, again"] = partial(solve, whole)
     return arms
 
 
@@ -126,7 +127,8 @@ def _train(context: Context) -> PreDecoder:
     report = network.fit_report
     context.say(f"trained on {report.shots:,} shots in {report.seconds:.1f} s")
     every = max(1, len(report.losses) // CURVE_POINTS)
-    context.keep("curves", {"training loss": [float(np.mean(report.losses[i : i + every])) for i in range(0, len(report.losses), every)]})
+    curve = [float(np.mean(report.losses[i : i + every])) for i in range(0, len(report.losses), every)]
+    context.keep("curves", {"training loss": curve})
     return network
 
 

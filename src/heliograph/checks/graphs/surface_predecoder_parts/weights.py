@@ -55,7 +55,8 @@ def adopt(path: Path, preset: str) -> Mapping[str, Workload]:
             decompose_errors=True, approximate_disjoint_errors=True
         )
     except (OSError, ValueError) as error:
-        raise BadInput(f"{path} is no Stim circuit with a decomposable error model: {str(error).splitlines()[0]}") from None
+        reason = str(error).splitlines()[0]
+        raise BadInput(f"{path} is no Stim circuit with a decomposable error model: {reason}") from None
     if not dem.num_observables:
         raise BadInput(f"{path} declares no observable (OBSERVABLE_INCLUDE); there is nothing to get wrong")
     MatchingGraph.from_dem(dem)
@@ -80,4 +81,5 @@ def _learn(graph: MatchingGraph, circuit: stim.Circuit, context: Context) -> Edg
 
 
 def _sample(circuit: stim.Circuit, shots: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    return circuit.compile_detector_sampler(seed=seed).sample(shots, separate_observables=True)
+    detectors, observables = circuit.compile_detector_sampler(seed=seed).sample(shots, separate_observables=True)
+    return detectors, observables
