@@ -50,7 +50,9 @@ def main() -> None:
     options = parser.parse_args()
     network = PreDecoder((24, 24)).to(options.device)
     network.fit(SurfaceMemory(5, noise=0.006), shots=options.training_shots, batch=32, learning_rate=3e-3)
-    print(f"p = {options.noise}, T = d, {options.shots} shots, network {network.filters} on {options.device}, us per round")
+    print(
+        f"p = {options.noise}, T = d, {options.shots} shots, network {network.filters} on {options.device}, us per round"
+    )
     print(f"{'d':>3} {'':>8} {'whole':>8} {'residual':>9} {'ratio':>6} {'twin':>6} {'network':>8} {'density':>16}")
     for distance in options.distances:
         experiment = SurfaceMemory(distance, noise=options.noise)

@@ -52,8 +52,9 @@ def test_whole_numbers_a_vertex_become_classes(tmp_path: Path) -> None:
     assert (task.level, task.classes, task.quality) == ("vertex", 3, "score")
 
 
-def test_batch_object_is_read_too(tmp_path: Path) -> None:
-    assert len(read_task(saved(tmp_path, Batch.from_data_list(graphs()))).graphs) == 12
+def test_batch_object_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="to_data_list"):
+        read_task(saved(tmp_path, Batch.from_data_list(graphs())))
 
 
 def test_split_is_the_same_for_the_same_seed(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import stim
 
-from heliograph.catalog.registry import find_card
+from heliograph.catalog.registry import get_card
 from heliograph.checks.graphs.surface_predecoder import CHECK
 from heliograph.errors import BadInput
 from heliograph.trials.check import Exact
@@ -23,7 +23,7 @@ def run(preset, **changes):
 
 
 def test_every_claim_is_on_the_card_and_guarded():
-    card = find_card("surface_predecoder")
+    card = get_card("surface_predecoder")
     on_card = {claim.id for claim in card.claims}
     judged = {claim.claim for claim in CHECK.claims}
     assert judged <= on_card
@@ -65,7 +65,8 @@ def test_a_circuit_of_ones_own_is_adopted(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("NOT A CIRCUIT", "is no Stim circuit"), ("X_ERROR(0.1) 0\nM 0\nDETECTOR rec[-1]", "no observable")]
+    ("text", "words"),
+    [("NOT A CIRCUIT", "is no Stim circuit"), ("X_ERROR(0.1) 0\nM 0\nDETECTOR rec[-1]", "no observable")],
 )
 def test_a_file_that_cannot_be_used_is_refused(tmp_path, text, words):
     path = tmp_path / "bad.stim"

@@ -324,12 +324,12 @@ class _Supervised(lightning.LightningModule):
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_epoch_start(self) -> None:
-        # dropout draws from the global generator: set by seed and epoch, so that a resumed run draws the same
-        torch.manual_seed(self.options.seed * 1_000_003 + self.current_epoch)
         self.order.epoch = self.current_epoch  # not by Lightning's own call, which lags by one after a resume
         self.losses = []
 
     def training_step(self, batch: Any, _: int) -> Tensor:
+        # dropout draws from the global generator: set by seed and step, so that a resumed run draws the same
+        torch.manual_seed(self.options.seed * 1_000_003 + self.global_step)
         loss = self.target.loss(self.model(batch), batch.y)
         if not bool(torch.isfinite(loss)):
             raise DivergenceError(self.global_step + 1, float(loss.detach()))
