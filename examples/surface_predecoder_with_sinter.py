@@ -1,6 +1,6 @@
 """Train a small pre-decoder, then let sinter compare it with plain matching on a circuit.
 
-Run it with ``OMP_NUM_THREADS=1 python examples/surface_predecoder_with_sinter.py``; it takes about half a minute.
+Run it with ``OMP_NUM_THREADS=1 python examples/surface_predecoder_with_sinter.py``; it takes about ten seconds.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sinter
 from heliograph.graphs import PreDecoder, SurfaceMemory
 
 
-def main(training_shots: int = 8_000, shots: int = 4_000) -> dict[str, float]:
+def main(training_shots: int = 4_000, shots: int = 4_000) -> dict[str, float]:
     network = PreDecoder(filters=(24, 24))
     network.fit(SurfaceMemory(distance=5, noise=0.006), shots=training_shots, batch=32, learning_rate=3e-3, seed=0)
     task = sinter.Task(circuit=SurfaceMemory(distance=5, noise=0.004).circuit, json_metadata={"d": 5, "p": 0.004})

@@ -11,6 +11,7 @@ import typer
 
 from heliograph import __version__
 from heliograph.errors import BadInput, HeliographError
+from heliograph.graphs.commands import app as graphs_app
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,6 +27,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+app.add_typer(graphs_app, name="graphs")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 StoreUrl = Annotated[

@@ -78,8 +78,8 @@ def minesweeper(
     """Square boards with 8 neighbours a cell (arXiv:2302.11640): which cells are mines.
 
     Features: the number of mines around a shown cell (0 to 8), 9 for a hidden one; a mine is never shown. Hidden are
-    all mines and a share ``hidden`` of the other cells. Labels: 1 for a mine, 0 for a hidden cell without one, -1 for shown
-    cells, which are no question.
+    all mines and a share ``hidden`` of the other cells. Labels: 1 for a mine, 0 for a hidden cell without one, -1 for
+    shown cells, which are no question.
     """
     if count < 1 or size < 2 or not 0 < mines < 1 or not 0 <= hidden <= 1:
         raise BadInput(f"need count >= 1, size >= 2 and shares in (0, 1); got {count}, {size}, {mines}, {hidden}")

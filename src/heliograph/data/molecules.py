@@ -112,9 +112,8 @@ def zinc(n_train: int, n_test: int, seed: int = 0) -> tuple[MoleculeSample, Mole
     Raises:
         MissingData: ``molsets`` or ``rdkit`` is not installed. BadInput: more molecules than there are.
     """
-    sides, parts = _zinc_draw(n_train, n_test, seed)
+    graphs, parts = _zinc_draw(n_train, n_test, seed)
     scale = PropertyScale.of(parts[0])
-    graphs = [tuple(molecule(smiles) for smiles in side) for side in sides]
     vocabulary = atom_kinds(graphs[0])
     train, test = (
         MoleculeSample(side, scale.combine(part), vocabulary, scale) for side, part in zip(graphs, parts, strict=True)
@@ -122,8 +121,8 @@ def zinc(n_train: int, n_test: int, seed: int = 0) -> tuple[MoleculeSample, Mole
     return train, test
 
 
-def _zinc_draw(n_train: int, n_test: int, seed: int) -> tuple[list[list[str]], list[NDArray[np.float64]]]:
-    """SMILES and the three parts of the target of both sides; kept on disk, since reading the wheel takes seconds."""
+def _zinc_draw(n_train: int, n_test: int, seed: int) -> tuple[list[tuple[Molecule, ...]], list[NDArray[np.float64]]]:
+    """Molecules and the parts of the target of both sides; kept on disk, since reading the wheel takes seconds."""
     version = importlib.metadata.version("rdkit") if importlib.util.find_spec("rdkit") else ""
     code = hashlib.sha256(Path(__file__).read_bytes() + version.encode()).hexdigest()[:16]
     path = cache_home() / "zinc" / f"{n_train}-{n_test}-{seed}-{code}.tab"
@@ -136,10 +135,37 @@ def _zinc_draw(n_train: int, n_test: int, seed: int) -> tuple[list[list[str]], l
             if not 1 <= count <= len(lines):
                 raise BadInput(f"the {split} file holds {len(lines):,} molecules; got {count}")
             drawn = [lines[i] for i in random.choice(len(lines), size=count, replace=False)]
-            kept[f"{split}_smiles"], kept[f"{split}_parts"] = np.array(drawn), penalised_log_p(drawn)
+            kept |= _to_tables(split, [molecule(smiles) for smiles in drawn])
+            kept[f"{split}_parts"] = penalised_log_p(drawn)
         write_tables(path, kept)
     splits = ("train", "test")
-    return [kept[f"{split}_smiles"].tolist() for split in splits], [kept[f"{split}_parts"] for split in splits]
+    return [_from_tables(split, kept) for split in splits], [kept[f"{split}_parts"] for split in splits]
+
+
+def _to_tables(name: str, mols: Sequence[Molecule]) -> dict[str, NDArray[Any]]:
+    kinds = [kind for mol in mols for kind in mol.kinds]
+    return {
+        f"{name}_smiles": np.array([mol.smiles for mol in mols]),
+        f"{name}_atoms": np.array([len(mol.kinds) for mol in mols]),
+        f"{name}_edges": np.array([len(mol.bonds) for mol in mols]),
+        f"{name}_symbols": np.array([kind[0] for kind in kinds]),
+        f"{name}_counts": np.array([kind[1:] for kind in kinds]),
+        f"{name}_edge_index": np.concatenate([mol.edge_index for mol in mols], axis=1),
+        f"{name}_bonds": np.concatenate([mol.bonds for mol in mols]),
+    }
+
+
+def _from_tables(name: str, tables: dict[str, NDArray[Any]]) -> tuple[Molecule, ...]:
+    symbols, counts = tables[f"{name}_symbols"].tolist(), tables[f"{name}_counts"].tolist()
+    kinds = [(symbol, charge, hydrogens) for symbol, (charge, hydrogens) in zip(symbols, counts, strict=True)]
+    edge_index, bonds = tables[f"{name}_edge_index"], tables[f"{name}_bonds"]
+    out, atom, edge = [], 0, 0
+    columns = (tables[f"{name}_{part}"].tolist() for part in ("smiles", "atoms", "edges"))
+    for smiles, atoms, edges in zip(*columns, strict=True):
+        own = slice(edge, edge + edges)
+        out.append(Molecule(smiles, tuple(kinds[atom : atom + atoms]), edge_index[:, own].copy(), bonds[own].copy()))
+        atom, edge = atom + atoms, edge + edges
+    return tuple(out)
 
 
 @functools.cache

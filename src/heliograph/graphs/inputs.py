@@ -154,7 +154,7 @@ def _inputs(graphs: Sequence[Data], read: ReadGraphs) -> dict[str, Any]:
         if tables[0].is_floating_point():
             out[width] = columns.pop()
         else:
-            whole = torch.cat([table.reshape(len(table), -1) for table in tables])
+            whole = torch.cat([table.unsqueeze(-1) if table.dim() == 1 else table for table in tables])
             if whole.numel() and int(whole.min()) < 0:
                 raise BadInput(f"whole-number {name} holds {int(whole.min())}; types are numbered from 0")
             sizes = tuple(int(whole[:, c].max()) + 1 if len(whole) else 1 for c in range(whole.shape[1]))

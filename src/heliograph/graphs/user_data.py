@@ -100,7 +100,9 @@ def load_graphs(path: Path) -> list[Any]:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         if "DynamicInheritance" in str(error):  # a Batch names a class made at run time, which is code to torch.load
-            raise BadInput(f"{path} holds a Batch; save its graphs instead: torch.save(batch.to_data_list(), ...)") from None
+            raise BadInput(
+                f"{path} holds a Batch; save its graphs instead: torch.save(batch.to_data_list(), ...)"
+            ) from None
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise BadInput(f"cannot read {path} as a list of PyTorch Geometric graphs: {reason}") from None
     found = [found] if isinstance(found, Data) else found

@@ -54,9 +54,8 @@ def test_arms_see_the_same_shots():
 
 def test_a_circuit_of_ones_own_is_adopted(tmp_path):
     path = tmp_path / "own.stim"
-    stim.Circuit.generated(
-        "repetition_code:memory", distance=3, rounds=3, before_round_data_depolarization=0.1, before_measure_flip_probability=0.1
-    ).to_file(str(path))  # fmt: skip
+    rates = {"before_round_data_depolarization": 0.1, "before_measure_flip_probability": 0.1}
+    stim.Circuit.generated("repetition_code:memory", distance=3, rounds=3, **rates).to_file(str(path))
     plan = make_plan(REF, "smoke", workload=path)
     learned = next(t for t in plan.trials if t.experiment == "weights" and t.contender == "learned weights")
     record = execute_trial(learned, lambda *_: None)

@@ -52,7 +52,7 @@ TWO_CYCLES = {"patterns": ["cycle3", "cycle4"], "label_noise": 0.0, "rate": 1e-3
 SIX = {"patterns": ["cycle3", "cycle4", "cycle5", "cycle6", "chordal4", "chordal5"], "label_noise": 0.0, "rate": 1e-3}
 COUNTS = Workload(
     "triangles and 4-cycles",
-    {**TWO_CYCLES, "graphs": 400, "vertices": 12, "batch": 20, "width": 32, "depth": 6, "steps": 100, "gin_steps": 600},
+    {**TWO_CYCLES, "graphs": 400, "vertices": 12, "batch": 20, "width": 32, "depth": 6, "steps": 75, "gin_steps": 450},
 )
 TINY_COUNTS = COUNTS.with_params(graphs=40, vertices=8, batch=10, width=8, depth=2, steps=3, gin_steps=6)
 LARGE_COUNTS = Workload(
@@ -78,8 +78,8 @@ LEARN = {
     "batch": 24,
     "width": 32,
     "depth": 6,
-    "steps": 60,
-    "mpnn_steps": 100,
+    "steps": 40,
+    "mpnn_steps": 65,
     "rate": 1e-3,
     "wrong_labels": 0.0,
 }
@@ -122,7 +122,7 @@ SHUFFLED_ALGORITHM = Experiment(
     learning.measure_algorithm,
     {
         "laptop": Size(
-            (MST.with_params(wrong_labels=1.0, steps=40, mpnn_steps=40),), 5, time_limit_s=3 * MINUTE, estimate_s=2.5
+            (MST.with_params(wrong_labels=1.0, steps=25, mpnn_steps=25),), 5, time_limit_s=3 * MINUTE, estimate_s=2.5
         ),
         "gpu": Size(
             (

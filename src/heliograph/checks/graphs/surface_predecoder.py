@@ -68,7 +68,7 @@ WEIGHTS = Experiment(
             time_limit_s=MINUTE,
             estimate_s=0.3,
         ),
-        "laptop": Size(_codes((3, 5, 7), 50_000), 6, time_limit_s=MINUTE, estimate_s=0.8),
+        "laptop": Size(_codes((3, 5, 7), 20_000), 6, time_limit_s=MINUTE, estimate_s=0.8),
         "gpu": Size(_codes((3, 5, 7), 200_000), 8, time_limit_s=MINUTE, estimate_s=1.5),
     },
 )
@@ -84,11 +84,11 @@ TRAINED = Workload(
         "bases": ["x"],
         "batch": 32,
         "rate": 3e-3,
-        "train_shots": 7_000,
+        "train_shots": 4_000,
         "distances": [5, 7, 9],
-        "shots": [20_000, 3_000, 1_500],
+        "shots": [8_000, 1_500, 800],
         "keep_outcomes": False,
-        "time_shots": 1_500,
+        "time_shots": 1_000,
     },
 )
 TINY = TRAINED.with_params(
@@ -295,7 +295,7 @@ CHECK = Check(
             better="lower",
             presets=("laptop",),
             provenance="simulated",
-            measured="logical error rate at d = T = 5, p = 0.003, after 7,000 training shots",
+            measured="logical error rate at d = T = 5, p = 0.003, after 4,000 training shots",
             cannot_show="the paper's network, trained on a million times as many shots",
         ),
         _matching_time("matching_speedup_d5", 5),
