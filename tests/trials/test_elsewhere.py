@@ -92,7 +92,7 @@ def test_postgres_keeps_a_run_like_sqlite_does(server, tmp_path: Path) -> None:
         header, records = store.load(outcome.header.run)
         assert header == outcome.header
         assert {r.trial: r for r in records} == {r.trial: r for r in outcome.records}
-        outcomes.append({k: v for k, v in store.runs()[0].verdicts.items()})
+        outcomes.append(dict(store.runs()[0].verdicts))
         assert store.runs()[0].status == "finished"
     assert outcomes[0] == outcomes[1] == {"synthetic/agreement": "holds", "synthetic/better_score": "holds"}
 

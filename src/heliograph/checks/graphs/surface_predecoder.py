@@ -68,7 +68,7 @@ WEIGHTS = Experiment(
             time_limit_s=MINUTE,
             estimate_s=0.3,
         ),
-        "laptop": Size(_codes((3, 5, 7), 20_000), 6, time_limit_s=MINUTE, estimate_s=0.8),
+        "laptop": Size(_codes((3, 5, 7), 20_000), 5, time_limit_s=MINUTE, estimate_s=0.8),
         "gpu": Size(_codes((3, 5, 7), 200_000), 8, time_limit_s=MINUTE, estimate_s=1.5),
     },
 )
@@ -143,7 +143,7 @@ MATCHING_TIME = Experiment(
     (*TIMED, Contender("whole, d = 9, again", "control")),
     network.measure_time,
     {
-        "laptop": Size((TRAINED,), 5, repeats=9, time_limit_s=2 * MINUTE, estimate_s=14),
+        "laptop": Size((TRAINED,), 5, repeats=31, warmup=2, time_limit_s=2 * MINUTE, estimate_s=14),
         "gpu": Size(
             (LARGE_TIMES.with_params(distances=[5, 7, 9]),),
             5,
