@@ -21,6 +21,7 @@ KNOWN = {
     "CFI(C4)": (False, True, True),
     "CFI(C6)": (False, True, True),
     "CFI(K4)": (False, False, True),
+    "CFI(K3,3)": (False, False, True),
     "decalin/bicyclopentyl": (False, True, True),
     "dodecahedral/Desargues": (False, True, True),
     "rook/Shrikhande": (False, False, True),

@@ -111,11 +111,12 @@ SECONDS = Experiment(
     learning.measure_trained,
     {
         "smoke": Size((TINY.with_params(seconds=0.3),), 1, time_limit_s=MINUTE, estimate_s=1),
-        "laptop": Size((ZINC.with_params(seconds=8.0),), 5, time_limit_s=2 * MINUTE, estimate_s=10),
+        "laptop": Size((ZINC.with_params(seconds=5.0),), 5, time_limit_s=2 * MINUTE, estimate_s=7),
         "gpu": Size(
             (LARGE.with_params(seconds=20.0),), 5, estimate_s=25, time_limit_s=4 * MINUTE, memory_limit_bytes=16 * 2**30
         ),
     },
+    alone=True,
 )
 TIME = Experiment(
     "epoch time",
