@@ -88,7 +88,7 @@ TRAINED = Workload(
         "distances": [5, 7, 9],
         "shots": [8_000, 1_500, 800],
         "keep_outcomes": False,
-        "time_shots": 1_000,
+        "time_shots": 300,
     },
 )
 TINY = TRAINED.with_params(
@@ -143,7 +143,7 @@ MATCHING_TIME = Experiment(
     (*TIMED, Contender("whole, d = 9, again", "control")),
     network.measure_time,
     {
-        "laptop": Size((TRAINED,), 5, repeats=31, warmup=2, time_limit_s=2 * MINUTE, estimate_s=14),
+        "laptop": Size((TRAINED,), 5, repeats=101, warmup=3, time_limit_s=2 * MINUTE, estimate_s=14),
         "gpu": Size(
             (LARGE_TIMES.with_params(distances=[5, 7, 9]),),
             5,
