@@ -52,7 +52,7 @@ TWO_CYCLES = {"patterns": ["cycle3", "cycle4"], "label_noise": 0.0, "rate": 1e-3
 SIX = {"patterns": ["cycle3", "cycle4", "cycle5", "cycle6", "chordal4", "chordal5"], "label_noise": 0.0, "rate": 1e-3}
 COUNTS = Workload(
     "triangles and 4-cycles",
-    {**TWO_CYCLES, "graphs": 400, "vertices": 12, "batch": 20, "width": 32, "depth": 6, "steps": 75, "gin_steps": 450},
+    {**TWO_CYCLES, "graphs": 400, "vertices": 12, "batch": 20, "width": 32, "depth": 6, "steps": 50, "gin_steps": 300},
 )
 TINY_COUNTS = COUNTS.with_params(graphs=40, vertices=8, batch=10, width=8, depth=2, steps=3, gin_steps=6)
 LARGE_COUNTS = Workload(
@@ -225,7 +225,7 @@ TIME = Experiment(
         "laptop": Size(
             tuple(Workload(f"N={n}", {**STATE, "vertices": n, "chunk": 8}) for n in (32, 128)),
             5,
-            repeats=5,
+            repeats=3,
             time_limit_s=MINUTE,
             estimate_s=2,
         ),
