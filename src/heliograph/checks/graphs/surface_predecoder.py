@@ -312,7 +312,7 @@ CHECK = Check(
             presets=("gpu",),
             provenance="simulated",
             measured="shots decoded rightly before uncorrelated matching, d = 5 to 13 pooled, p = 0.006",
-            cannot_show="a network trained on 6.7 billion shots; this one sees about a thousandth",
+            cannot_show="a network trained on 6.7 billion shots; this one trains for about two minutes",
         ),
         Claim(
             "error_rate_correlated",

@@ -114,7 +114,12 @@ def fit_predecoder(
         raise BadInput("training needs at least one experiment")
     if (shots is None) == (seconds is None) or (shots or 1) < 1 or (seconds or 1) <= 0 or batch < 1:
         raise BadInput(f"give shots or seconds, positive, and a batch of 1 or more; got {shots}, {seconds} and {batch}")
-    source = labels or (lambda experiment, count, number: experiment.sample_labels(count, number))
+
+    def own_labels(experiment: SurfaceMemory, count: int, number: int) -> LabelledShots:
+        raw = experiment.sample_labels(count, number, canonical=False)
+        return raw.to(network.device).canonical(experiment.layout)  # where the network is: the slower half of the work
+
+    source = labels or own_labels
     learned_on = [e.for_training() if scale_noise else e for e in given]
     masks = [torch.as_tensor(e.layout.allowed, device=network.device) for e in learned_on]
     seeds = CounterRng(seed)

@@ -120,7 +120,7 @@ def _train(context: Context) -> PreDecoder:
         learning_rate=load["rate"],
         seed=context.seed,
         scale_noise=False,
-        labels=_labels_of_other_shots if context.contender == OTHER_LABELS else None,
+        labels=partial(_labels_of_other_shots, context.device) if context.contender == OTHER_LABELS else None,
         callback=lambda step, done, loss: context.progress(0.8 * done, f"step {step}, loss {loss:.4f}"),
         **amount,
     )
@@ -132,9 +132,9 @@ def _train(context: Context) -> PreDecoder:
     return network
 
 
-def _labels_of_other_shots(experiment: SurfaceMemory, shots: int, seed: int) -> LabelledShots:
+def _labels_of_other_shots(device: str, experiment: SurfaceMemory, shots: int, seed: int) -> LabelledShots:
     """The same labels, each given to the next shot: inputs say nothing about them."""
-    drawn = experiment.sample_labels(shots, seed)
+    drawn = experiment.sample_labels(shots, seed, canonical=False).to(device).canonical(experiment.layout)
     return replace(drawn, data=drawn.data.roll(1, 0), measured=drawn.measured.roll(1, 0))
 
 
