@@ -12,7 +12,7 @@ from heliograph.errors import ResumeMismatch
 from heliograph.trials.plan import Plan, Trial, resume_key
 from heliograph.trials.record import RunHeader
 
-__all__ = ["new_header", "resume_refusal"]
+__all__ = ["new_header", "planned_row", "resume_refusal"]
 
 
 def new_header(
@@ -34,11 +34,12 @@ def new_header(
         machine=machine.to_json(),
         versions=package_versions(),
         key={plan.check.slug: resume_key(plan, machine) for plan in plans},
-        settings={**settings, "planned": [_planned(t) for plan in plans for t in plan.trials]},
+        settings={**settings, "planned": [planned_row(t) for plan in plans for t in plan.trials]},
     )
 
 
-def _planned(trial: Trial) -> dict[str, Any]:
+def planned_row(trial: Trial) -> dict[str, Any]:
+    """What a header says of a trial that should run, as the judge reads it."""
     return {
         "id": trial.id,
         "slug": trial.slug,

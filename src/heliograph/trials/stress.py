@@ -8,6 +8,7 @@ from typing import Any
 
 from heliograph.catalog.card import Card
 from heliograph.errors import BadInput
+from heliograph.trials.header import planned_row
 from heliograph.trials.judge import Finding, judge
 from heliograph.trials.local import Event, Executor
 from heliograph.trials.plan import SEED_STRIDE, Plan, Trial
@@ -94,16 +95,7 @@ def break_claims(
             on_event(event)
 
         executor.run(variation.trials, keep)
-        planned = [
-            {
-                "id": t.id,
-                "experiment": t.experiment,
-                "workload": t.workload.name,
-                "block": t.block,
-                "contender": t.contender,
-            }
-            for t in variation.trials
-        ]
+        planned = [planned_row(t) for t in variation.trials]
         judged = judge(plan.check, card, plan.preset, records, planned)
         concerned = {c.claim for c in plan.check.claims if c.experiment == variation.experiment}
         found = tuple(f for f in judged.findings if f.claim in concerned and not f.declared)
