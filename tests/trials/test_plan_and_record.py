@@ -145,3 +145,32 @@ def test_record_into_an_unwritable_place_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(BadInput, match="cannot write"):
         RecordWriter(tmp_path / "file" / "r.jsonl", new_header([make_plan(REF, "laptop")], "x", {}))
+
+
+@given(row=st.lists(st.booleans(), min_size=1, max_size=600), times=st.integers(1, 3))
+def test_rows_of_outcomes_survive_json_however_long(row: list[bool], times: int) -> None:
+    record = TrialRecord("t", "s", "e", "w", 0, 0, "a", "ok", {"a": {"right": row * times, "error": 0.5}})
+    assert TrialRecord.from_json(json.loads(json.dumps(record.to_json()))) == record
+
+
+def test_long_rows_of_outcomes_are_written_small() -> None:
+    row = [shot % 50 == 0 for shot in range(100_000)]
+    record = TrialRecord("t", "s", "e", "w", 0, 0, "a", "ok", {"a": {"right": row}})
+    assert len(json.dumps(record.to_json())) < 10_000
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [
+        {"rows": 10**15, "bits": "eNpjYGBgAAAABAAB"},
+        {"rows": 300, "bits": "no base64!"},
+        {"rows": 300, "bits": "AAAA"},
+        {"rows": 0, "bits": "eNoDAAAAAAE="},
+        {"bits": ""},
+        {"rows": 8, "bits": "eNpjYGBgAAAABAAB"},
+    ],
+)
+def test_damaged_rows_of_outcomes_are_refused(packed: dict[str, object]) -> None:
+    data = TrialRecord("t", "s", "e", "w", 0, 0, "a", "ok").to_json()
+    with pytest.raises(BadInput, match="packed row of outcomes"):
+        TrialRecord.from_json({**data, "metrics": {"a": {"right": packed}}})

@@ -5,11 +5,14 @@ A record file is JSON lines: a header, then one line a trial. The standard libra
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -18,6 +21,7 @@ from heliograph.errors import BadInput
 __all__ = ["RecordWriter", "RunHeader", "TrialRecord", "check_metrics", "failed_record", "read_records"]
 
 FORMAT = "heliograph-record-1"
+LONGEST_PLAIN_ROW = 256  # outcomes a shot beyond this are written as packed bits
 Status = Literal["ok", "crashed", "timed_out", "out_of_memory"]
 
 
@@ -63,19 +67,20 @@ class TrialRecord:
     started_at: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
+        """Plain data; a long row of booleans becomes ``{"rows": count, "bits": base64 of its compressed bits}``."""
+        return {**asdict(self), "metrics": _each_metric(self.metrics, _pack)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TrialRecord:
         """The inverse of :meth:`to_json`; unknown keys are refused.
 
         Raises:
-            BadInput: keys are missing or unknown.
+            BadInput: keys are missing or unknown, or a packed row is damaged.
         """
         try:
-            return cls(**{**data, "said": tuple(data.get("said", ()))})
-        except TypeError as error:
+            record = cls(**{**data, "said": tuple(data.get("said", ()))})
+            return replace(record, metrics=_each_metric(record.metrics, _unpack))
+        except (TypeError, AttributeError) as error:
             raise BadInput(f"not a trial record of this version: {error}") from None
 
 
@@ -229,3 +234,31 @@ def failed_record(trial: Any, status: Status, reason: str, **facts: Any) -> Tria
         tail=reason,
         **facts,
     )
+
+
+def _each_metric(metrics: Mapping[str, Mapping[str, Any]], change: Callable[[Any], Any]) -> dict[str, dict[str, Any]]:
+    return {arm: {name: change(value) for name, value in found.items()} for arm, found in metrics.items()}
+
+
+def _pack(value: Any) -> Any:
+    if not isinstance(value, list) or len(value) <= LONGEST_PLAIN_ROW:
+        return value
+    bits = int("".join("1" if item else "0" for item in value), 2).to_bytes((len(value) + 7) // 8, "big")
+    return {"rows": len(value), "bits": base64.b64encode(zlib.compress(bits, 9)).decode("ascii")}
+
+
+def _unpack(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    try:
+        count, packed = int(value["rows"]), base64.b64decode(value["bits"], validate=True)
+        size = (count + 7) // 8
+        unpacker = zlib.decompressobj()
+        bits = unpacker.decompress(packed, max(1, size))  # never more than the row can hold
+        bits += unpacker.decompress(unpacker.unconsumed_tail, 1)  # and there should be none left
+    except (KeyError, TypeError, ValueError, binascii.Error, zlib.error) as error:
+        raise BadInput(f"a packed row of outcomes is damaged: {error}") from None
+    text = f"{int.from_bytes(bits, 'big'):0{count}b}" if 0 < size == len(bits) else ""
+    if not text or len(text) != count:
+        raise BadInput(f"a packed row of outcomes is damaged: {len(bits)} bytes for {count} outcomes")
+    return [bit == "1" for bit in text]

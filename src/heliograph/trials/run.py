@@ -38,8 +38,9 @@ def find_check(slug: str) -> CheckRef:
         try:
             if importlib.util.find_spec(name) is not None:
                 return CheckRef(name)
-        except ModuleNotFoundError:
-            continue
+        except ModuleNotFoundError as error:
+            if not name.startswith(f"{error.name}."):  # the family is there, and lacks something that it imports
+                raise
     raise UnknownSystem(f"no family has a check {slug!r}")
 
 

@@ -52,12 +52,34 @@ TWO_CYCLES = {"patterns": ["cycle3", "cycle4"], "label_noise": 0.0, "rate": 1e-3
 SIX = {"patterns": ["cycle3", "cycle4", "cycle5", "cycle6", "chordal4", "chordal5"], "label_noise": 0.0, "rate": 1e-3}
 COUNTS = Workload(
     "triangles and 4-cycles",
-    {**TWO_CYCLES, "graphs": 400, "vertices": 12, "batch": 20, "width": 32, "depth": 6, "steps": 50, "gin_steps": 300},
+    {
+        **TWO_CYCLES,
+        "graphs": 400,
+        "vertices": 12,
+        "batch": 20,
+        "width": 32,
+        "depth": 6,
+        "steps": 32,
+        "gin_steps": 192,
+        "shuffled_steps": 16,
+    },
 )
-TINY_COUNTS = COUNTS.with_params(graphs=40, vertices=8, batch=10, width=8, depth=2, steps=3, gin_steps=6)
+TINY_COUNTS = COUNTS.with_params(
+    graphs=40, vertices=8, batch=10, width=8, depth=2, steps=3, gin_steps=6, shuffled_steps=1
+)
 LARGE_COUNTS = Workload(
     "six patterns",
-    {**SIX, "graphs": 800, "vertices": 20, "batch": 64, "width": 96, "depth": 24, "steps": 120, "gin_steps": 720},
+    {
+        **SIX,
+        "graphs": 800,
+        "vertices": 20,
+        "batch": 64,
+        "width": 96,
+        "depth": 24,
+        "steps": 120,
+        "gin_steps": 720,
+        "shuffled_steps": 40,
+    },
 )
 
 COUNTING = Experiment(
@@ -78,8 +100,8 @@ LEARN = {
     "batch": 24,
     "width": 32,
     "depth": 6,
-    "steps": 40,
-    "mpnn_steps": 65,
+    "steps": 32,
+    "mpnn_steps": 52,
     "rate": 1e-3,
     "wrong_labels": 0.0,
 }
@@ -122,7 +144,7 @@ SHUFFLED_ALGORITHM = Experiment(
     learning.measure_algorithm,
     {
         "laptop": Size(
-            (MST.with_params(wrong_labels=1.0, steps=25, mpnn_steps=25),), 5, time_limit_s=3 * MINUTE, estimate_s=2.5
+            (MST.with_params(wrong_labels=1.0, steps=20, mpnn_steps=20),), 5, time_limit_s=3 * MINUTE, estimate_s=2.5
         ),
         "gpu": Size(
             (
@@ -223,7 +245,7 @@ TIME = Experiment(
     {
         "smoke": Size((Workload("N=24", {**STATE, "vertices": 24, "chunk": 4}),), 1, repeats=2, time_limit_s=MINUTE),
         "laptop": Size(
-            tuple(Workload(f"N={n}", {**STATE, "vertices": n, "chunk": 8}) for n in (32, 128)),
+            tuple(Workload(f"N={n}", {**STATE, "vertices": n, "chunk": 8}) for n in (32, 96)),
             5,
             repeats=3,
             time_limit_s=MINUTE,

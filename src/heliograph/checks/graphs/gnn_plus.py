@@ -40,12 +40,12 @@ TINY = Workload(
     {**SHARED, "task": "minesweeper", "train": 8, "test": 4, "batch": 4, "layers": 2, "hidden": 52, "epochs": 2},
 )
 ZINC = Workload(
-    "1,000 ZINC molecules",
+    "600 ZINC molecules",
     {
         **SHARED,
         "task": "molecules.zinc",
-        "train": 1000,
-        "test": 500,
+        "train": 600,
+        "test": 300,
         "batch": 32,
         "layers": 4,
         "hidden": 50,
@@ -84,7 +84,7 @@ EPOCHS = Experiment(
     learning.measure_trained,
     {
         "smoke": SMOKE,
-        "laptop": Size((ZINC,), 5, time_limit_s=2 * MINUTE, estimate_s=8),
+        "laptop": Size((ZINC,), 5, time_limit_s=2 * MINUTE, estimate_s=6),
         "gpu": Size((LARGE,), 5, estimate_s=30, time_limit_s=4 * MINUTE, memory_limit_bytes=16 * 2**30),
     },
 )
@@ -94,7 +94,7 @@ SHUFFLED = Experiment(
     (Contender("gcn+", "control"), Contender("gcn", "control"), Contender("gps", "control")),
     learning.measure_trained,
     {
-        "laptop": Size((ZINC.with_params(wrong_labels=1.0, epochs=5),), 5, time_limit_s=2 * MINUTE, estimate_s=4),
+        "laptop": Size((ZINC.with_params(wrong_labels=1.0, epochs=4),), 5, time_limit_s=2 * MINUTE, estimate_s=2),
         "gpu": Size(
             (LARGE.with_params(wrong_labels=1.0, epochs=5),),
             5,
@@ -111,7 +111,7 @@ SECONDS = Experiment(
     learning.measure_trained,
     {
         "smoke": Size((TINY.with_params(seconds=0.3),), 1, time_limit_s=MINUTE, estimate_s=1),
-        "laptop": Size((ZINC.with_params(seconds=5.0),), 5, time_limit_s=2 * MINUTE, estimate_s=7),
+        "laptop": Size((ZINC.with_params(seconds=3.0),), 5, time_limit_s=2 * MINUTE, estimate_s=4),
         "gpu": Size(
             (LARGE.with_params(seconds=20.0),), 5, estimate_s=25, time_limit_s=4 * MINUTE, memory_limit_bytes=16 * 2**30
         ),
@@ -385,7 +385,7 @@ CHECK = Check(
         StressAxis("equal epochs", "train", (250, 2000), "training molecules"),
         StressAxis("equal epochs", "layers", (2, 8), "layers"),
         StressAxis("equal epochs", "wrong_labels", (0.3,), "share of training targets that changed places"),
-        StressAxis("equal seconds", "seconds", (2.0, 16.0), "training seconds"),
+        StressAxis("equal seconds", "seconds", (1.5, 12.0), "training seconds"),
         StressAxis("epoch time", "batch", (8, 80), "molecules a batch"),
     ),
 )

@@ -1,13 +1,16 @@
 """``attend``: each target weighs its sources by a score and takes their values, on any support.
 
-Two back ends compute the same: ``edges`` works on the edge list (bytes grow with the number of edges), ``dense`` pads
-graphs to equal size (bytes grow with the square of the largest). ``auto`` takes the one with the smaller estimate.
+Three back ends compute the same. ``edges`` works on the edge list (bytes grow with the number of edges), ``dense`` pads
+graphs to equal size (bytes grow with the square of the largest), and ``csr``, for softmax of dot products on a GPU, is
+a Triton kernel that keeps nothing of an edge but its bias. ``auto`` takes ``dense`` where it is small, else ``csr``
+where it applies, else ``edges``.
 
 Shapes: N vertices, E edges of the support, H heads, D channels a head; B graphs padded to M vertices.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -35,7 +38,8 @@ __all__ = [
     "estimate_bytes",
 ]
 
-Backend = Literal["auto", "edges", "dense"]
+Backend = Literal["auto", "edges", "dense", "csr"]
+Chosen = Literal["edges", "dense", "csr"]
 Aggregate = Literal["softmax", "ratio", "sum", "mean"]
 ATTEND_BUDGET_BYTES = 8 * 2**30
 RATIO_FLOOR = 1e-6
@@ -161,10 +165,10 @@ def attend(
         aggregate: how scores become weights a. ``softmax`` over the sources, in float32 for 16-bit types; ``ratio`` is
             sigmoid(s) / (sum of sigmoid(s) + 1e-6); ``sum`` takes the scores as they are; ``mean`` divides those by the
             number of sources. A vertex without sources gets 0.
-        backend: ``edges``, ``dense``, or ``auto`` by :func:`choose_backend`.
+        backend: ``edges``, ``dense``, ``csr``, or ``auto`` by :func:`choose_backend`.
 
     Raises:
-        BadInput: shapes that do not fit, or ``dense`` on parallel edges.
+        BadInput: shapes that do not fit, ``dense`` on parallel edges, or ``csr`` where it does not apply.
         MemoryEstimateError: the back end would take more than ``ATTEND_BUDGET_BYTES``.
     """
     return attend_with_pairs(support, q, k, v, pair, score, aggregate, backend).out
@@ -183,10 +187,15 @@ def attend_with_pairs(
     """As :func:`attend`, with the pair states that the score makes, and their sum under the same weights."""
     _check(support, q, k, v, pair)
     widest = max(q.shape[2], v.shape[2])
-    chosen = choose_backend(support, q.shape[1], widest, q.element_size()) if backend == "auto" else backend
     rate = DotScore() if score is None else score
+    chosen: Backend = backend
+    if backend == "auto":
+        applies = q.is_cuda and not _why_not_csr(q, v, pair, rate, aggregate)
+        chosen = choose_backend(support, q.shape[1], widest, q.element_size(), csr=applies)
     if chosen == "dense":
         return _dense(support, q, k, v, pair, rate, aggregate)
+    if chosen == "csr":
+        return Attended(_csr(support, q, k, v, pair, rate, aggregate))
     scored = rate(q[support.target], k[support.source], pair)
     weights = _weights(scored.logits, support, aggregate)
     out = segment_sum(_spread(weights, v) * v[support.source], support.target, support.num_vertices)
@@ -196,15 +205,28 @@ def attend_with_pairs(
     return Attended(out, scored.pair, heard)
 
 
-def estimate_bytes(support: Support, heads: int, dim: int, element_size: int = 4) -> dict[str, int]:
-    """Bytes that each back end keeps for its backward pass: three tensors of H D a pair, and two of H."""
+def estimate_bytes(support: Support, heads: int, dim: int, element_size: int = 4) -> dict[Chosen, int]:
+    """Bytes that each back end keeps for its backward pass.
+
+    ``edges`` and ``dense``: three tensors of H D a pair, and two of H. ``csr``: the order of the edges by source, and a
+    vertex's output with one number a head.
+    """
     a_pair = heads * (3 * dim + 2) * element_size
     largest = int(support.sizes.max()) if support.num_graphs and support.num_vertices else 0
-    return {"edges": support.num_edges * a_pair, "dense": support.num_graphs * largest**2 * a_pair}
+    return {
+        "edges": support.num_edges * a_pair,
+        "dense": support.num_graphs * largest**2 * a_pair,
+        "csr": support.num_edges * 16 + support.num_vertices * heads * (dim * element_size + 4),
+    }
 
 
-def choose_backend(support: Support, heads: int, dim: int, element_size: int = 4) -> Literal["edges", "dense"]:
-    """The back end with the smaller estimate; the edge list where parallel edges leave no choice.
+def choose_backend(support: Support, heads: int, dim: int, element_size: int = 4, *, csr: bool = False) -> Chosen:
+    """``dense`` where it takes at most twice the bytes of ``edges`` and there are no parallel edges, else a sparse one.
+
+    Args:
+        support: who sends to whom.
+        heads, dim, element_size: H, D, and bytes a number.
+        csr: whether the sparse one may be ``csr``.
 
     Raises:
         MemoryEstimateError: the smaller estimate is above ``ATTEND_BUDGET_BYTES``.
@@ -212,13 +234,40 @@ def choose_backend(support: Support, heads: int, dim: int, element_size: int = 4
     need = estimate_bytes(support, heads, dim, element_size)
     # a dense pair costs less time than a gathered one, so dense may take up to twice the bytes
     dense = need["dense"] <= 2 * need["edges"] and not support.has_parallel
-    chosen: Literal["edges", "dense"] = "dense" if dense else "edges"
+    chosen: Chosen = "dense" if dense else "csr" if csr else "edges"
     if need[chosen] > ATTEND_BUDGET_BYTES:
         raise MemoryEstimateError(
             f"attention over {support.num_edges:,} pairs takes about {need[chosen] / 2**30:.1f} GiB, above the budget "
             f"of {ATTEND_BUDGET_BYTES / 2**30:.0f} GiB; use smaller batches or a sparser support"
         )
     return chosen
+
+
+def _why_not_csr(q: Tensor, v: Tensor, pair: Tensor | None, score: Score, aggregate: Aggregate) -> str:
+    if not isinstance(score, DotScore) or aggregate != "softmax":
+        return "it knows the softmax of dot products only"
+    if q.shape != v.shape or q.dtype != v.dtype or q.dtype == torch.float64:
+        return "q and v must have one shape and one type of 16 or 32 bits"
+    if pair is not None and pair.dim() != 2:
+        return "a bias must be [E, H]"
+    if math.prod(1 << (size - 1).bit_length() for size in q.shape[1:]) > 1024:
+        return f"H D = {q.shape[1] * q.shape[2]} channels, rounded up, exceed 1024"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    return ""
+
+
+def _csr(
+    support: Support, q: Tensor, k: Tensor, v: Tensor, pair: Tensor | None, score: Score, aggregate: Aggregate
+) -> Tensor:
+    reason = _why_not_csr(q, v, pair, score, aggregate)
+    if reason:
+        raise BadInput(f"backend='csr' does not apply here: {reason}; use backend='edges'")
+    from heliograph.graphs.core import attend_csr as kernels  # needs triton, which not every machine has
+
+    if not q.is_cuda and not kernels.INTERPRETED:
+        raise BadInput("backend='csr' runs on a GPU; the tensors are on the CPU: use backend='edges'")
+    return kernels.attend_csr(support, q, k, v, pair, 1 / math.sqrt(q.shape[2]))
 
 
 def _weights(logits: Tensor, support: Support, aggregate: Aggregate) -> Tensor:

@@ -23,6 +23,7 @@ from heliograph.graphs.core.aggregate import segment_offsets
 
 __all__ = [
     "EDGE_BUDGET_BYTES",
+    "BySource",
     "Support",
     "complete_support",
     "ego_support",
@@ -34,6 +35,15 @@ __all__ = [
 
 EDGE_BUDGET_BYTES = 2 * 2**30
 BYTES_AN_EDGE = 24  # source, target and edge_id in int64
+
+
+@dataclass(frozen=True, eq=False)
+class BySource:
+    """The same edges, sorted by source: ``target`` and ``edge`` (the row in the support) [E], ``offsets`` [N + 1]."""
+
+    target: Tensor
+    edge: Tensor
+    offsets: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +77,12 @@ class Support:
     def offsets(self) -> Tensor:
         """Where each target's run of edges begins, [N + 1]."""
         return segment_offsets(self.target, self.num_vertices)
+
+    @cached_property
+    def by_source(self) -> BySource:
+        """The transposed order: where a source's messages go, which a backward pass walks along."""
+        in_order, edge = self.source.sort(stable=True)
+        return BySource(self.target[edge], edge, segment_offsets(in_order, self.num_vertices))
 
     @cached_property
     def sizes(self) -> Tensor:

@@ -39,7 +39,7 @@ def measure_counting(context: Context) -> Mapping[str, Any]:
     train, test = counting_batches(context, shuffled=shuffled)
     steps = context.workload["steps"] if name == "floydnet" else context.workload["gin_steps"]
     if shuffled:  # a control needs no more than to show that nothing is there
-        steps = context.workload["steps"] // 3
+        steps = context.workload["shuffled_steps"]
     model = _train(context, name, train, steps)
     return {"error": task_error(model, test), "parameters": count_parameters(model), "steps": steps}
 
