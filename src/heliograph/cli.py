@@ -244,6 +244,7 @@ def _try_to_break(slugs: list[str], options: Any, as_json: bool, output: Path | 
 def compare(
     workload: Annotated[str, typer.Argument(help="A built-in task, or a path to your own data.")],
     contenders: Annotated[str, typer.Option(help="Names separated by commas; the first is the reference.")] = "",
+    target: Annotated[str, typer.Option(help="Target column or attribute of your own data.")] = "",
     family: Annotated[str, typer.Option(help="Whose contenders and tasks.")] = "graphs",
     budget: Annotated[str, typer.Option(help="Training time of the whole comparison, shared equally.")] = "5min",
     seeds: Annotated[int, typer.Option(help="Independent seeds.")] = 5,
@@ -261,7 +262,7 @@ def compare(
         raise BadInput(f"--match takes parameters or none; got {match!r}")
     names = [name.strip() for name in contenders.split(",") if name.strip()]
     result, page = run_comparison(
-        _console(error=True), workload, names, family, budget, seeds, seed, match == "parameters"
+        _console(error=True), workload, names, family, budget, seeds, seed, match == "parameters", target
     )
     if output is not None:
         _write(output, page)

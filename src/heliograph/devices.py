@@ -18,6 +18,11 @@ from typing import Any
 
 __all__ = ["Gpu", "Machine", "MachineRates", "measure_machine", "package_versions", "this_machine"]
 
+PACKAGES = (
+    *("heliograph", "numpy", "scipy", "torch", "triton", "torch-geometric"),
+    *("rdkit", "molsets", "modlamp", "stim", "pymatching", "scikit-fem"),
+)
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -98,7 +103,7 @@ def measure_machine(repeats: int = 5) -> MachineRates:
 
 
 def package_versions(
-    names: tuple[str, ...] = ("heliograph", "numpy", "scipy", "torch", "torch-geometric"),
+    names: tuple[str, ...] = PACKAGES,
 ) -> dict[str, str]:
     """Installed versions of the packages that decide a result; absent ones are left out."""
     found = {"python": platform.python_version()}

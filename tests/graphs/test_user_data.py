@@ -7,8 +7,14 @@ import pytest
 import torch
 from torch_geometric.data import Batch, Data
 
+from heliograph.checks.graphs.graph_tasks import adopt_graphs
 from heliograph.errors import BadInput
-from heliograph.graphs.user_data import load_task, read_task
+from heliograph.graphs.core.tasks import GraphTask
+from heliograph.graphs.inputs import make_task, read_graphs
+
+
+def read_task(path: Path, seed: int = 0) -> GraphTask:
+    return make_task(read_graphs(path), "graphs", seed=seed)
 
 
 def graphs(count: int = 12, **changes: object) -> list[Data]:
@@ -39,17 +45,16 @@ def saved(tmp_path: Path, content: object) -> Path:
 def test_numbers_a_graph_become_a_regression(tmp_path: Path) -> None:
     path = saved(tmp_path, graphs())
     task = read_task(path)
-    assert (task.level, task.classes, task.quality) == ("graph", 0, "error")
-    train, test, quality = load_task(path, 4, seed=1)
-    assert quality == "error"
-    assert sum(map(len, train)) + sum(map(len, test)) == 12
-    assert train[0].channels == (2, 2, 0)
+    assert (task.target.level, task.target.kind) == ("graph", "value")
+    assert len(task.train) + len(task.valid) + len(task.test) == 12
+    assert (task.in_dim, task.edge_dim) == (2, 1)
+    assert adopt_graphs(path).params["quality"] == "mae"
 
 
 def test_whole_numbers_a_vertex_become_classes(tmp_path: Path) -> None:
     own = graphs(y=lambda i, d: torch.arange(d.num_nodes) % 3)
     task = read_task(saved(tmp_path, own))
-    assert (task.level, task.classes, task.quality) == ("vertex", 3, "score")
+    assert (task.target.level, task.target.kind, task.target.outputs) == ("vertex", "class", 3)
 
 
 def test_batch_object_is_refused_with_the_way_out(tmp_path: Path) -> None:
@@ -59,9 +64,9 @@ def test_batch_object_is_refused_with_the_way_out(tmp_path: Path) -> None:
 
 def test_split_is_the_same_for_the_same_seed(tmp_path: Path) -> None:
     path = saved(tmp_path, graphs())
-    first, second, other = (load_task(path, 4, seed=s)[0][0].vertex for s in (1, 1, 2))
-    assert torch.equal(first, second)
-    assert first.shape != other.shape or not torch.equal(first, other)
+    first, second, other = ([float(g.y) for g in read_task(path, seed).train] for seed in (1, 1, 2))
+    assert first == second
+    assert first != other
 
 
 @pytest.mark.parametrize(
@@ -74,7 +79,7 @@ def test_split_is_the_same_for_the_same_seed(tmp_path: Path) -> None:
         ({"edge_attr": lambda i, d: torch.zeros(2, 1)}, "rows of edge_attr"),
         ({"edge_index": torch.tensor([[0], [99]])}, r"indices in \[0"),
         ({"edge_index": torch.tensor([[0], [-1]])}, r"indices in \[0"),
-        ({"y": lambda i, d: torch.zeros(2 + i % 2)}, "one target a graph or one a vertex"),
+        ({"y": lambda i, d: torch.zeros(2 + i % 2)}, "one a graph or one a vertex"),
     ],
 )
 def test_bad_graphs_are_refused_naming_what_is_wrong(tmp_path: Path, changes: dict, words: str) -> None:
@@ -82,15 +87,9 @@ def test_bad_graphs_are_refused_naming_what_is_wrong(tmp_path: Path, changes: di
         read_task(saved(tmp_path, graphs(**changes)))
 
 
-def test_too_few_graphs_are_refused(tmp_path: Path) -> None:
+def test_too_few_graphs_to_compare_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="at least 10"):
-        read_task(saved(tmp_path, graphs(3)))
-
-
-def test_graph_too_large_for_all_pairs_is_refused(tmp_path: Path) -> None:
-    large = graphs(x=None, num_nodes=5000)
-    with pytest.raises(BadInput, match="at most 256"):
-        read_task(saved(tmp_path, large))
+        adopt_graphs(saved(tmp_path, graphs(4)))
 
 
 class Evil:

@@ -94,4 +94,25 @@ def test_comparison_runs_on_own_graphs(heliograph: list[str], tmp_path: Path) ->
     ]
     result = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=200)
     assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout)["quality"] == "score"
+    assert json.loads(result.stdout)["quality"] == "accuracy"
+
+
+def test_contender_that_does_not_take_the_task_is_refused() -> None:
+    with pytest.raises(BadInput, match="mpnn does not take the task minesweeper"):
+        comparison_trials(COMPARE, REF, COMPARE.workload("minesweeper"), ["mpnn"], 60)
+    with pytest.raises(BadInput, match="grit does not take the task bfs"):
+        comparison_trials(COMPARE, REF, COMPARE.workload("bfs"), ["gin", "grit"], 60)
+    with pytest.raises(BadInput, match="--target is for your own data"):
+        COMPARE.workload("bfs", "y")
+
+
+def test_comparison_runs_on_a_task_of_graphs_with_equal_parameters(heliograph: list[str]) -> None:
+    command = [*heliograph, "compare", "minesweeper", "--contenders", "gnn_plus,gps,mlp", "--budget", "6s"]
+    result = subprocess.run([*command, "--seeds", "1", "--json"], capture_output=True, text=True, timeout=280)
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    rows = {row["contender"]: row for row in found["rows"]}
+    assert found["quality"] == "balanced accuracy"
+    for row in rows.values():
+        assert abs(row["parameters"] - rows["gnn_plus"]["parameters"]) <= 0.05 * rows["gnn_plus"]["parameters"]
+        assert row["train_s"] >= 2.0

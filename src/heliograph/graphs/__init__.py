@@ -19,6 +19,9 @@ if TYPE_CHECKING:
         wl_distinguishes,
     )
     from heliograph.graphs.gnn_plus import GNNPlus
+    from heliograph.graphs.graph_mamba import GraphMamba, WalkTokens
+    from heliograph.graphs.grit import GRIT, GRITLayer
+    from heliograph.graphs.mesh_transformer import MeshGraphNet, MeshSimulator, MeshTransformer
     from heliograph.graphs.surface_predecoder import (
         PreDecoder,
         SurfaceMemory,
@@ -30,15 +33,22 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "GRIT",
     "RRWP",
     "RWSE",
     "DiffusionTour",
     "FittedModel",
     "FloydNet",
     "GNNPlus",
+    "GRITLayer",
+    "GraphMamba",
+    "MeshGraphNet",
+    "MeshSimulator",
+    "MeshTransformer",
     "PivotalAttentionBlock",
     "PreDecoder",
     "SurfaceMemory",
+    "WalkTokens",
     "canonicalize_spacelike",
     "canonicalize_timelike",
     "detectors_to_grid",
@@ -58,6 +68,9 @@ _HOME = {
     **dict.fromkeys(("RRWP", "RWSE"), "heliograph.graphs.core.encodings"),
     **dict.fromkeys(("FittedModel", "evaluate", "fit", "load_model", "predict"), "heliograph.graphs.core.train"),
     "GNNPlus": "heliograph.graphs.gnn_plus",
+    **dict.fromkeys(("GRIT", "GRITLayer"), "heliograph.graphs.grit"),
+    **dict.fromkeys(("MeshGraphNet", "MeshSimulator", "MeshTransformer"), "heliograph.graphs.mesh_transformer"),
+    **dict.fromkeys(("GraphMamba", "WalkTokens"), "heliograph.graphs.graph_mamba"),
     **dict.fromkeys(
         (
             "PreDecoder",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from heliograph.graphs.core.tasks import GraphTask, Metrics
     from heliograph.graphs.core.train import EpochRecord, FittedModel
     from heliograph.graphs.inputs import ReadGraphs
+    from heliograph.graphs.models import Shape
 
 __all__ = ["app"]
 
@@ -44,12 +45,18 @@ def fit(
     split: SplitColumn = "",
     valid: Annotated[float, typer.Option(help="Share of the graphs for validation.")] = 0.1,
     test: Annotated[float, typer.Option(help="Share of the graphs for the final test.")] = 0.1,
-    conv: Annotated[str, typer.Option(help="gcn, gin or gatedgcn, with the six techniques of GNN+.")] = "gcn",
+    model: Annotated[
+        str,
+        typer.Option(help="gnn_plus, grit, graph_mamba, floydnet, gcn, gin, gatedgcn, gps or mlp (`graphs models`)."),
+    ] = "gnn_plus",
+    conv: Annotated[str, typer.Option(help="Messages of gnn_plus: gcn, gin or gatedgcn.")] = "gcn",
     layers: Annotated[int, typer.Option(help="Layers.")] = 4,
     hidden: Annotated[int, typer.Option(help="Channels.")] = 64,
     dropout: Annotated[float, typer.Option(help="Dropout, a share below 1.")] = 0.0,
     walk_steps: Annotated[int, typer.Option(help="Steps of the random-walk encoding; 0 for none.")] = 16,
-    off: Annotated[str, typer.Option(help="Techniques to leave out: edge_features, norm, residual, ffn.")] = "",
+    off: Annotated[
+        str, typer.Option(help="Techniques of gnn_plus to leave out: edge_features, norm, residual, ffn.")
+    ] = "",
     pool: Annotated[str, typer.Option(help="sum, mean or max over a graph's vertices.")] = "mean",
     epochs: Annotated[int, typer.Option(help="Epochs, at most.")] = 50,
     batch_size: Annotated[int, typer.Option(help="Graphs a step.")] = 32,
@@ -76,7 +83,11 @@ def fit(
     _choose("--precision", precision, ("32", "bf16", "16"))
     _choose("--device", device, ("auto", "cpu", "cuda"))
     from heliograph.graphs.inputs import make_task, read_graphs
+    from heliograph.graphs.models import MODELS, Shape
 
+    _choose("--model", model, tuple(MODELS))
+    switches = tuple(name.strip() for name in off.split(",") if name.strip())
+    shape = Shape(layers, hidden, dropout, walk_steps, pool, conv, switches)
     read = read_graphs(data, target, split=split)
     task = make_task(read, str(data), seed=seed, valid=valid, test=test)
     _say_task(task)
@@ -90,8 +101,7 @@ def fit(
         "device": device,
         "seed": seed,
     }
-    shape = {"conv": conv, "layers": layers, "hidden": hidden, "dropout": dropout, "pool": pool}
-    fitted, metrics = _train(task, read, shape, walk_steps, off, settings, output, resume, not no_cache)
+    fitted, metrics = _train(task, read, model, shape, settings, output, resume, not no_cache)
     fitted.save(output, overwrite=overwrite)
     _clear_checkpoints(output)
     (output / "curve.svg").write_text(_curve_svg(fitted, metrics["valid"]), encoding="utf-8")
@@ -106,6 +116,18 @@ def fit(
     typer.echo(
         f"{fitted.stopped}; weights of epoch {fitted.best_epoch + 1} are in {output} (curve.svg shows the training)"
     )
+
+
+@app.command()
+def models(as_json: AsJson = False) -> None:
+    """The networks that fit trains."""
+    from heliograph.graphs.models import MODELS
+
+    if as_json:
+        typer.echo(json.dumps([{"model": name, "note": kind.note} for name, kind in MODELS.items()], indent=2))
+        return
+    for name, kind in MODELS.items():
+        typer.echo(f"{name:<12} {kind.note}")
 
 
 @app.command()
@@ -182,9 +204,8 @@ def predict(
 def _train(
     task: GraphTask,
     read: ReadGraphs,
-    shape: dict[str, Any],
-    walk_steps: int,
-    off: str,
+    name: str,
+    shape: Shape,
     settings: dict[str, Any],
     output: Path,
     resume: bool,
@@ -194,23 +215,13 @@ def _train(
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from heliograph.graphs.core.encodings import RWSE
     from heliograph.graphs.core.train import encoded, keep_with
     from heliograph.graphs.core.train import evaluate as score
     from heliograph.graphs.core.train import fit as train
-    from heliograph.graphs.gnn_plus import GNNPlus
+    from heliograph.graphs.models import build_model
 
-    if walk_steps < 0:
-        raise BadInput(f"--walk-steps must be 0 or more; got {walk_steps}")
-    pe = RWSE(walk_steps, dim=min(28, max(1, shape["hidden"] // 2))) if walk_steps else None
-    options = {**shape, **task.inputs(), "pe": pe}
-    options["pool"] = shape["pool"] if task.target.level == "graph" else None
     torch.manual_seed(settings["seed"])
-    model = GNNPlus(**options)
-    switches = [name.strip() for name in off.split(",") if name.strip()]
-    if switches:
-        torch.manual_seed(settings["seed"])
-        model = model.ablate(*switches)
+    model = build_model(name, task.inputs(), task.target.level, shape)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[latest]}"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         line = bar.add_task("encodings", total=1.0, latest="")
@@ -226,8 +237,8 @@ def _train(
 
         home = _checkpoints(output)
         fitted = train(model, parts[0], parts[1], task.target, folder=home, resume=resume, watch=watch, **settings)
-    names = ("train", "valid", "test")
-    metrics = {name: score(fitted, part) for name, part in zip(names, parts, strict=True) if part}
+    kinds = ("train", "valid", "test")
+    metrics = {kind: score(fitted, part) for kind, part in zip(kinds, parts, strict=True) if part}
     metrics.setdefault("valid", metrics["test"])
     facts = {"classes": list(read.classes), "vocabulary": [list(kind) for kind in read.vocabulary], "data": task.name}
     scores = {part: dict(found.values) for part, found in metrics.items()}

@@ -32,7 +32,9 @@ class Comparison:
         measure: trains ``context.contender`` on ``context.workload`` for ``workload["budget_s"]`` seconds (imports and
             encodings excluded) and returns at least ``quality``, ``parameters`` and ``steps``.
         quality: name, unit and direction of the quality, by task; ``""`` for the rest.
-        adopt: turns the user's path into a workload.
+        adopt: turns the user's path, and the name of the target in it, into a workload. It says by the parameters
+            ``quality`` and ``direction`` what is scored.
+        fits: the contenders that can work on a workload; all where None.
         accepts: which paths ``adopt`` takes, in words.
         preload: modules imported once.
     """
@@ -42,7 +44,8 @@ class Comparison:
     tasks: Mapping[str, Workload]
     measure: Callable[[Context], Mapping[str, Any]]
     quality: Mapping[str, tuple[str, Literal["higher", "lower"]]]
-    adopt: Callable[[Path], Workload] | None = None
+    adopt: Callable[[Path, str], Workload] | None = None
+    fits: Callable[[Workload], Sequence[str]] | None = None
     accepts: str = ""
     preload: tuple[str, ...] = field(default=())
 
@@ -56,25 +59,34 @@ class Comparison:
             raise KeyError(name)
         return Experiment("compare", "equal training seconds", self.contenders, self.measure, {})
 
-    def workload(self, name: str) -> Workload:
-        """A built-in task by name, or the user's own path.
+    def workload(self, name: str, target: str = "") -> Workload:
+        """A built-in task by name, or the user's own path with the name of its target.
 
         Raises:
-            BadInput: neither.
+            BadInput: neither, or a target for a built-in task.
         """
         if name in self.tasks:
+            if target:
+                raise BadInput(f"the task {name} has its own target; --target is for your own data")
             return self.tasks[name]
         path = Path(name)
         if path.exists() and self.adopt is not None:
-            return self.adopt(path)
+            return self.adopt(path, target)
         close = get_close_matches(name, self.tasks, n=2)
         hint = f"did you mean {' or '.join(close)}? " if close else ""
         own = f" or a path to {self.accepts}" if self.adopt else ""
         raise BadInput(f"no task or file {name!r}; {hint}expected one of {', '.join(self.tasks)}{own}")
 
     def quality_of(self, workload: Workload) -> tuple[str, Literal["higher", "lower"]]:
-        """Name and direction of the quality on a workload; the user's own names its kind itself."""
-        return self.quality.get(workload.params.get("quality", workload.name), self.quality[""])
+        """Name and direction of the quality on a workload; the user's own names them itself."""
+        if "direction" in workload.params:
+            return workload.params["quality"], workload.params["direction"]
+        return self.quality.get(workload.name, self.quality[""])
+
+    def contenders_for(self, workload: Workload) -> tuple[str, ...]:
+        """The names of those who can work on a workload."""
+        fit = None if self.fits is None else set(self.fits(workload))
+        return tuple(c.name for c in self.contenders if fit is None or c.name in fit)
 
 
 def parse_budget(text: str) -> float:
@@ -121,6 +133,9 @@ def comparison_trials(
     unknown = [c for c in contenders if c not in known]
     if unknown:
         raise BadInput(f"no contender {unknown[0]!r} in {comparison.family}; choose from {', '.join(known)}")
+    fit = comparison.contenders_for(workload)
+    if unfit := [c for c in contenders if c not in fit]:
+        raise BadInput(f"{unfit[0]} does not take the task {workload.name}; choose from {', '.join(fit)}")
     if len(set(contenders)) != len(contenders) or not contenders:
         raise BadInput(f"name each contender once; got {', '.join(contenders) or 'none'}")
     if seeds < 1:

@@ -354,6 +354,7 @@ def run_comparison(
     seeds: int,
     seed: int,
     match: bool,
+    target: str = "",
 ) -> tuple[dict[str, Any], str]:
     """Runs a comparison; returns its table as data and an HTML page with the Pareto chart."""
     from heliograph.trials.local import Event, LocalExecutor
@@ -361,8 +362,8 @@ def run_comparison(
     from heliograph.trials.watch import RunWatcher
 
     comparison, ref = load_comparison(family)
-    load = comparison.workload(workload)
-    names = list(contenders) or [c.name for c in comparison.contenders]
+    load = comparison.workload(workload, target)
+    names = list(contenders) or list(comparison.contenders_for(load))
     device = pick_device("laptop")
     trials = comparison_trials(
         comparison, ref, load, names, parse_budget(budget), seeds=seeds, seed=seed, match=match, device=device

@@ -122,7 +122,7 @@ def test_another_parameter_graph_weight_or_program_is_another_entry(tmp_path, mo
     weighted = ring(5)
     weighted.edge_weight = torch.ones(10)
     keys.add(encodings._cache_key([weighted], RWSE(4)))
-    monkeypatch.setattr(encodings, "_code_version", lambda: "another")
+    monkeypatch.setattr(encodings, "_code_version", lambda source: "another")
     keys.add(encodings._cache_key([graph], RWSE(4)))
     assert len(keys) == 6
 

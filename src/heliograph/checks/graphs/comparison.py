@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from torch import Tensor, nn
 
-from heliograph.checks.graphs.contenders import build_model, reference_parameters
+from heliograph.checks.graphs.contenders import build_model, model_names, reference_parameters
 from heliograph.checks.graphs.floydnet_parts.learning import algorithm_batches, counting_batches
+from heliograph.checks.graphs.graph_tasks import (
+    SIZES,
+    adopt_graphs,
+    graph_loss,
+    graph_score,
+    load_graph_task,
+    make_matched,
+    task_batches,
+)
 from heliograph.data.algorithms import TASKS
 from heliograph.errors import HeliographError
 from heliograph.graphs.core.message_passing import count_parameters
-from heliograph.graphs.floydnet.algorithms import TaskBatch, TaskModel, task_error, task_loss, task_score
-from heliograph.graphs.user_data import load_task, read_task
+from heliograph.graphs.floydnet.algorithms import TaskBatch, task_error, task_loss, task_score
+from heliograph.graphs.models import MODELS, Shape
 from heliograph.trials.check import Contender, Context, Workload
 from heliograph.trials.compare import Comparison
 
@@ -24,6 +35,7 @@ __all__ = ["COMPARE", "measure"]
 EVALUATIONS = 12
 COUNTING = {"graphs": 400, "vertices": 12, "batch": 20, "label_noise": 0.0}
 SHAPE = {"width": 32, "depth": 6, "rate": 1e-3}
+GRAPH_SHAPE = {"layers": 4, "width": 32, "batch": 32, "rate": 1e-3}
 LEARN = {"train": [4, 8], "test": 16, "batch": 24, "wrong_labels": 0.0}
 
 
@@ -32,47 +44,58 @@ def measure(context: Context) -> Mapping[str, Any]:
 
     The clock runs only while training: imports, data, construction and evaluations are outside it.
     """
-    load = context.workload
     begin = time.perf_counter()
-    train, test, quality = _data(context)
     torch.manual_seed(context.seed)
-    reference = reference_parameters(train[0], load["width"], load["depth"]) if load["match"] else None
-    model = build_model(context.contender, train[0], load["width"], load["depth"], context.seed, reference)
-    model.to(context.device)
+    prepared = _prepare_graphs(context) if context.workload["kind"] in ("task", "graphs") else _prepare_dense(context)
     setup_s = time.perf_counter() - begin
-    curve, steps, spent = _train_for(context, model, train, test, quality)
+    curve, steps, spent = _train_for(context, *prepared)
     return {
         "quality": curve[-1][1],
-        "parameters": count_parameters(model),
+        "parameters": count_parameters(prepared[0]),
         "steps": steps,
         "train_s": spent,
         "setup_s": setup_s,
     }
 
 
-def _data(context: Context) -> tuple[list[TaskBatch], list[TaskBatch], str]:
-    kind = context.workload["kind"]
-    if kind == "counting":
-        return (*counting_batches(context), "error")
-    if kind == "algorithm":
-        return (*algorithm_batches(context), "score")
-    return load_task(Path(context.workload.path), context.workload["batch"], context.seed)
+Loss = Callable[[nn.Module, Any], Tensor]
+Score = Callable[[nn.Module], float]
+
+
+def _prepare_graphs(context: Context) -> tuple[nn.Module, list[Any], Loss, Score]:
+    load, task = context.workload, load_graph_task(context)
+    model = make_matched(context, task, Shape(load["layers"], load["width"])).to(context.device)
+    train, test = task_batches(model, task, load["batch"], context.device)
+    return model, train, partial(graph_loss, task), lambda network: graph_score(task, network, test)
+
+
+def _prepare_dense(context: Context) -> tuple[nn.Module, list[Any], Loss, Score]:
+    load = context.workload
+    counting = load["kind"] == "counting"
+    train, test = counting_batches(context) if counting else algorithm_batches(context)
+    reference = reference_parameters(train[0], load["width"], load["depth"]) if load["match"] else None
+    model = build_model(context.contender, train[0], load["width"], load["depth"], context.seed, reference)
+    score = task_error if counting else task_score
+    return model.to(context.device), train, _dense_loss, lambda network: score(network, test)
+
+
+def _dense_loss(model: nn.Module, batch: TaskBatch) -> Tensor:
+    return task_loss(model, batch)
 
 
 def _train_for(
-    context: Context, model: TaskModel, train: list[TaskBatch], test: list[TaskBatch], quality: str
+    context: Context, model: nn.Module, train: list[Any], loss_of: Loss, score: Score
 ) -> tuple[list[list[float]], int, float]:
     budget, random = context.workload["budget_s"], torch.Generator().manual_seed(context.seed)
     optimiser = torch.optim.AdamW(model.parameters(), lr=context.workload["rate"], weight_decay=0.0)
-    score = task_error if quality == "error" else task_score
-    curve, spent, steps = [[0.0, score(model, test)]], 0.0, 0
+    curve, spent, steps = [[0.0, score(model)]], 0.0, 0
     order: list[int] = []
     while spent < budget:
         begin = time.perf_counter()
         model.train()
         order = order or torch.randperm(len(train), generator=random).tolist()
         optimiser.zero_grad(set_to_none=True)
-        loss = task_loss(model, train[order.pop()])
+        loss = loss_of(model, train[order.pop()])
         if not torch.isfinite(loss):
             raise HeliographError(f"the loss became {loss.item()} at step {steps}")
         loss.backward()  # type: ignore[no-untyped-call]
@@ -81,18 +104,23 @@ def _train_for(
         steps += 1
         spent += time.perf_counter() - begin
         if spent >= budget * len(curve) / EVALUATIONS:
-            curve.append([spent, score(model, test)])
-            context.progress(min(1.0, spent / budget), f"{context.contender} {quality} {curve[-1][1]:.3g}")
+            curve.append([spent, score(model)])
+            context.progress(min(1.0, spent / budget), f"{context.contender} {curve[-1][1]:.3g}")
     if curve[-1][0] != spent:
-        curve.append([spent, score(model, test)])
+        curve.append([spent, score(model)])
     context.keep("curves", {"quality": curve})
     return curve, steps, spent
 
 
-def adopt(path: Path) -> Workload:
-    """The user's graphs as a workload; read once here, so that bad input is refused before work starts."""
-    task = read_task(path)
-    return Workload("your graphs", {"kind": "user", "batch": 16, "quality": task.quality, **SHAPE}, str(path.resolve()))
+def adopt(path: Path, target: str = "") -> Workload:
+    """The user's graphs as a workload, at the size that all comparisons on graphs have."""
+    workload = adopt_graphs(path, target)
+    return workload.with_params(**GRAPH_SHAPE)
+
+
+def fits(workload: Workload) -> tuple[str, ...]:
+    """Who can work on a workload: dense tasks and tasks of graphs have networks of their own."""
+    return tuple(MODELS) if workload.params["kind"] in ("task", "graphs") else model_names()
 
 
 def _workloads() -> dict[str, Workload]:
@@ -104,27 +132,36 @@ def _workloads() -> dict[str, Workload]:
         )
     }
     algorithms = {task: Workload(task, {"kind": "algorithm", "task": task, **LEARN, **SHAPE}) for task in TASKS}
-    return counting | algorithms
+    graphs = {task: Workload(task, {"kind": "task", "task": task, **GRAPH_SHAPE}) for task in SIZES}
+    return counting | algorithms | graphs
 
 
-ERROR = ("mean absolute error / standard deviation", "lower")
+Quality = tuple[str, Literal["higher", "lower"]]
+ERROR: Quality = ("mean absolute error / standard deviation", "lower")
+BALANCED: Quality = ("balanced accuracy", "higher")
 
+
+NOTES = {name: kind.note for name, kind in MODELS.items()} | {"mpnn": "max aggregation over all vertices"}
+SYSTEMS = ("floydnet", "gnn_plus", "grit", "graph_mamba")
 
 COMPARE = Comparison(
     family="graphs",
-    contenders=(
-        Contender("floydnet", "system", "pair states with pivotal attention"),
-        Contender("gin", "baseline", "GINE layers"),
-        Contender("mpnn", "baseline", "max aggregation over all vertices"),
-        Contender("gnn_plus", "system", "GatedGCN with the techniques of GNN+, without its walk encoding"),
-        Contender("gatedgcn", "baseline", "GatedGCN without edge features and techniques"),
-        Contender("gcn", "baseline", "GCN without edge features and techniques"),
-        Contender("gps", "baseline", "PyG's GPSConv: GINE beside attention over all vertices"),
+    contenders=tuple(
+        Contender(name, "system" if name in SYSTEMS else "baseline", note) for name, note in NOTES.items()
     ),
     tasks=_workloads(),
     measure=measure,
-    quality={"counting": ERROR, "counting_six": ERROR, "error": ERROR, "": ("score", "higher")},  # type: ignore[dict-item]
+    quality={
+        "counting": ERROR,
+        "counting_six": ERROR,
+        "molecules.zinc": ("mean absolute error", "lower"),
+        "tu.mutag": ("accuracy", "higher"),
+        "peptides": ("average precision", "higher"),
+        **dict.fromkeys(("sbm.pattern", "sbm.cluster", "minesweeper"), BALANCED),
+        "": ("score", "higher"),
+    },
     adopt=adopt,
-    accepts="a PyTorch Geometric .pt file (a list of graphs with y)",
+    fits=fits,
+    accepts="your graphs (.pt, SMILES table, GraphML, or a folder with edges.csv)",
     preload=("torch", "torch_geometric.nn", "torch_geometric.data", "networkx"),
 )

@@ -49,7 +49,7 @@ ZINC = Workload(
         "batch": 32,
         "layers": 4,
         "hidden": 50,
-        "epochs": 15,
+        "epochs": 11,
     },
 )
 LARGE = Workload(
@@ -94,7 +94,7 @@ SHUFFLED = Experiment(
     (Contender("gcn+", "control"), Contender("gcn", "control"), Contender("gps", "control")),
     learning.measure_trained,
     {
-        "laptop": Size((ZINC.with_params(wrong_labels=1.0, epochs=4),), 5, time_limit_s=2 * MINUTE, estimate_s=2),
+        "laptop": Size((ZINC.with_params(wrong_labels=1.0, epochs=3),), 5, time_limit_s=2 * MINUTE, estimate_s=2),
         "gpu": Size(
             (LARGE.with_params(wrong_labels=1.0, epochs=5),),
             5,
@@ -181,7 +181,7 @@ PEPTIDES = Experiment(
                         "batch": 32,
                         "layers": 4,
                         "hidden": 64,
-                        "epochs": 15,
+                        "epochs": 11,
                         "dropout": 0.1,
                         "rate": 1e-3,
                     },

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from heliograph.errors import BadInput, MemoryEstimateError
-from heliograph.graphs.core.aggregate import segment_mean, segment_softmax, segment_sum
+from heliograph.graphs.core.aggregate import segment_mean, segment_softmax, segment_sum, take_rows
 from heliograph.graphs.core.support import Support
 
 __all__ = [
@@ -196,9 +196,9 @@ def attend_with_pairs(
         return _dense(support, q, k, v, pair, rate, aggregate)
     if chosen == "csr":
         return Attended(_csr(support, q, k, v, pair, rate, aggregate))
-    scored = rate(q[support.target], k[support.source], pair)
+    scored = rate(take_rows(q, support.target), take_rows(k, support.source), pair)
     weights = _weights(scored.logits, support, aggregate)
-    out = segment_sum(_spread(weights, v) * v[support.source], support.target, support.num_vertices)
+    out = segment_sum(_spread(weights, v) * take_rows(v, support.source), support.target, support.num_vertices)
     if scored.pair is None:
         return Attended(out)
     heard = segment_sum(_spread(weights, scored.pair) * scored.pair, support.target, support.num_vertices)
@@ -212,7 +212,7 @@ def estimate_bytes(support: Support, heads: int, dim: int, element_size: int = 4
     vertex's output with one number a head.
     """
     a_pair = heads * (3 * dim + 2) * element_size
-    largest = int(support.sizes.max()) if support.num_graphs and support.num_vertices else 0
+    largest = support.largest
     return {
         "edges": support.num_edges * a_pair,
         "dense": support.num_graphs * largest**2 * a_pair,

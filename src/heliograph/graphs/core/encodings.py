@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ from torch import Tensor
 
 from heliograph.data.keep import CacheWarning, cache_home, read_tables, write_tables
 from heliograph.errors import BadInput, MemoryEstimateError, MissingExtra
-from heliograph.graphs.core import walks
+from heliograph.graphs.core import sampled_walks, walks
 from heliograph.graphs.core.walks import return_probabilities, walk_powers
 
 try:
@@ -296,7 +297,7 @@ def clear_cache(folder: Path | None = None) -> int:
 
 
 def _cache_key(graphs: Sequence[Any], encoding: Encoding) -> str:
-    digest = hashlib.sha256(f"{_code_version()}|{encoding.key()}|{len(graphs)}".encode())
+    digest = hashlib.sha256(f"{_code_version(inspect.getfile(type(encoding)))}|{encoding.key()}|{len(graphs)}".encode())
     for graph in graphs:
         digest.update(f"|{graph.num_nodes}".encode())
         for name in ("edge_index", "edge_weight"):
@@ -309,9 +310,10 @@ def _cache_key(graphs: Sequence[Any], encoding: Encoding) -> str:
 
 
 @functools.cache
-def _code_version() -> str:
+def _code_version(source: str) -> str:
     """A digest of the code that makes the numbers, and of the library that does its linear algebra."""
-    sources = b"".join(Path(path).read_bytes() for path in (__file__, str(walks.__file__)))
+    files = {__file__, str(walks.__file__), str(sampled_walks.__file__), source}
+    sources = b"".join(Path(path).read_bytes() for path in sorted(files))
     return hashlib.sha256(sources + scipy.__version__.encode()).hexdigest()
 
 

@@ -90,6 +90,11 @@ class Support:
         return torch.bincount(self.batch, minlength=self.num_graphs)
 
     @cached_property
+    def largest(self) -> int:
+        """Vertices of the largest graph; read from the device once."""
+        return int(self.sizes.max()) if self.num_graphs and self.num_vertices else 0
+
+    @cached_property
     def place(self) -> Tensor:
         """The position of each vertex within its own graph, [N]."""
         starts = self.sizes.cumsum(0) - self.sizes

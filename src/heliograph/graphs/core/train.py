@@ -29,7 +29,7 @@ from torch.utils.data import Sampler
 
 from heliograph import __version__
 from heliograph.errors import BadInput, MissingExtra
-from heliograph.graphs.core.encodings import RWSE, cached
+from heliograph.graphs.core.encodings import Encoding, cached
 from heliograph.graphs.core.fit import DivergenceError
 from heliograph.graphs.core.message_passing import count_parameters
 from heliograph.graphs.core.tasks import Metrics, TargetSpec, infer_target
@@ -41,7 +41,17 @@ try:
 except ImportError as error:
     raise MissingExtra(str(error.name or "lightning").replace("_", "-"), "graphs") from error
 
-__all__ = ["EpochRecord", "FitOptions", "FittedModel", "evaluate", "fit", "load_model", "predict"]
+__all__ = [
+    "EpochRecord",
+    "FitOptions",
+    "FittedModel",
+    "encoded",
+    "encodings_of",
+    "evaluate",
+    "fit",
+    "load_model",
+    "predict",
+]
 
 FORMAT = 1
 LOADABLE = "heliograph.graphs."
@@ -221,7 +231,7 @@ def fit(
 def evaluate(fitted: FittedModel, graphs: Sequence[Any], batch_size: int = 128) -> Metrics:
     """The metrics of a fitted model on graphs with ``y``: ``evaluate(fitted, test).mae``."""
     answers = predict(fitted, graphs, batch_size)
-    return fitted.target.score(answers, torch.cat([graph.y for graph in graphs]))
+    return fitted.target.score(answers, fitted.target.targets(graphs))
 
 
 def predict(fitted: FittedModel, graphs: Sequence[Any], batch_size: int = 128) -> Tensor:
@@ -266,11 +276,18 @@ def load_model(folder: Path) -> FittedModel:
 def encoded(
     model: nn.Module, graphs: Sequence[Any], progress: Callable[[float], None] | None = None, *, use_cache: bool = True
 ) -> list[Any]:
-    """The graphs with the encodings that the model's stem reads, from the cache where they are known."""
-    encoding = getattr(getattr(model, "stem", None), "encoding", None)
-    if not isinstance(encoding, RWSE):
-        return list(graphs)
-    return cached(graphs, [encoding], progress=progress, use_cache=use_cache)
+    """The graphs with the encodings that the model reads, from the cache where they are known."""
+    encodings = encodings_of(model)
+    return cached(graphs, encodings, progress=progress, use_cache=use_cache) if encodings else list(graphs)
+
+
+def encodings_of(model: nn.Module) -> tuple[Encoding, ...]:
+    """What the model reads beside a graph's own features: its ``encodings``, its ``encoding``, or its stem's."""
+    several = getattr(model, "encodings", None)
+    if several is not None:
+        return tuple(several)
+    one = getattr(model, "encoding", None) or getattr(getattr(model, "stem", None), "encoding", None)
+    return (one,) if isinstance(one, Encoding) else ()
 
 
 class _EpochOrder(Sampler[int]):

@@ -6,54 +6,18 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch_geometric.nn import GINEConv, GPSConv
+from torch import nn
 
-from heliograph.graphs.core.aggregate import segment_mean, segment_sum
-from heliograph.graphs.core.blocks import EdgeStem, NodeStem, halving_head, mlp_head
+from heliograph.graphs.core.baselines import GPS
 from heliograph.graphs.core.encodings import RWSE
 from heliograph.graphs.core.message_passing import count_parameters, match_width
 from heliograph.graphs.core.tasks import GraphTask
 from heliograph.graphs.gnn_plus import GNNPlus
 
-__all__ = ["GPS", "build_arm", "encoding_of"]
+__all__ = ["build_arm", "encoding_of"]
 
 TOLERANCE = 0.05
 CONVS = ("gcn", "gin", "gatedgcn")
-
-
-class GPS(nn.Module):
-    """The graph transformer GPS (arXiv:2205.12454) by PyG's ``GPSConv``: GINE beside attention over the whole graph.
-
-    Takes the same stems and heads as GNN+, encodings and edge features included. Four attention heads, or two where
-    four do not divide the width.
-    """
-
-    def __init__(self, out_dim: int, *, layers: int, hidden: int, pe: RWSE, pool: str | None, **inputs: Any) -> None:
-        super().__init__()
-        heads = 4 if hidden % 4 == 0 else 2
-        self.stem = NodeStem(hidden, inputs.get("node_types"), inputs.get("in_dim", 0), pe)
-        self.edge_stem = EdgeStem(hidden, inputs.get("edge_types"), inputs.get("edge_dim", 0))
-
-        def local() -> nn.Module:
-            conv: nn.Module = GINEConv(nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, hidden)))
-            return conv
-
-        self.layers = nn.ModuleList(GPSConv(hidden, local(), heads) for _ in range(layers))
-        self.head = halving_head(hidden, out_dim) if pool is not None else mlp_head(hidden, out_dim)
-        self.pool = pool
-
-    def forward(self, data: Any) -> Tensor:
-        """[B, out_dim] or [N, out_dim]."""
-        x, edge = self.stem(data), self.edge_stem(data)
-        batch = data.get("batch")
-        batch = torch.zeros(len(x), dtype=torch.long, device=x.device) if batch is None else batch
-        for layer in self.layers:
-            x = layer(x, data.edge_index, batch, edge_attr=edge)
-        if self.pool is not None:
-            x = (segment_sum if self.pool == "sum" else segment_mean)(x, batch, int(getattr(data, "num_graphs", 1)))
-        out: Tensor = self.head(x)
-        return out
 
 
 def encoding_of(load: Any) -> RWSE:

@@ -1,0 +1,1 @@
+"""How each part of the check of GRIT is measured."""

@@ -1,0 +1,1 @@
+"""What the check of the mesh transformer measures, part by part."""

@@ -1,0 +1,94 @@
+"""What checks that train on PyG graphs share: batches, one training recipe, the test, and targets that say nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.data import Batch
+
+from heliograph.checks.graphs.contenders import thin
+from heliograph.graphs.core.fit import one_cycle, train_supervised
+from heliograph.graphs.core.tasks import GraphTask, Metrics
+from heliograph.trials.check import Context
+
+__all__ = ["batches_of", "score", "shuffle_targets", "train_arm"]
+
+
+def train_arm(context: Context, model: nn.Module, task: GraphTask, label: str = "") -> int:
+    """Trains for the workload's ``epochs``, or its ``seconds`` where those are above 0; returns the number of steps.
+
+    AdamW at the workload's ``rate`` with one cycle, weight decay 1e-5, gradients clipped at 1: the same for every arm.
+    """
+    load = context.workload
+    batches = batches_of(task, load["batch"], context.device)
+    steps, seconds = load["epochs"] * len(batches), load["seconds"] or None
+    count = 0
+
+    def loss(network: nn.Module, batch: Batch) -> Tensor:
+        return task.target.loss(network(batch), batch.y)
+
+    def tell(step: int, value: float) -> None:
+        nonlocal count
+        count = step
+        if step % 10 == 0:
+            context.progress(
+                min(0.99, step / steps) if not seconds else 0.5, f"{label or context.contender} loss {value:.3g}"
+            )
+
+    history = train_supervised(
+        model,
+        batches,
+        loss,
+        steps=steps,
+        seconds=seconds,
+        learning_rate=load["rate"],
+        betas=(0.9, 0.999),
+        weight_decay=1e-5,
+        clip_value=None,
+        clip_norm=1.0,
+        schedule=one_cycle,
+        seed=context.seed,
+        callback=tell,
+    )
+    context.keep("curves", {"training loss": thin(history)})
+    return count
+
+
+def batches_of(task: GraphTask, size: int, device: str) -> list[Batch]:
+    """The training graphs, batched once, so that no arm pays for collation; the order of batches is drawn later."""
+    return [Batch.from_data_list(list(task.train[i : i + size])).to(device) for i in range(0, len(task.train), size)]
+
+
+def score(model: nn.Module, task: GraphTask, device: str, size: int = 256) -> Metrics:
+    """The metrics on the test graphs."""
+    model.eval()
+    with torch.no_grad():
+        parts = [
+            task.target.decode(model(Batch.from_data_list(list(task.test[i : i + size])).to(device))).cpu()
+            for i in range(0, len(task.test), size)
+        ]
+    return task.target.score(torch.cat(parts), torch.cat([graph.y for graph in task.test]))
+
+
+def shuffle_targets(task: GraphTask, seed: int, share: float = 1.0) -> GraphTask:
+    """The same graphs; a share of the training targets, or with 1 all of both sides, change places among themselves."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def mixed(graphs: Sequence[Any]) -> tuple[Any, ...]:
+        chosen = torch.randperm(len(graphs), generator=generator)[: round(share * len(graphs))]
+        partner = chosen[torch.randperm(len(chosen), generator=generator)]
+        targets = [graph.y for graph in graphs]
+        for place, other in zip(chosen.tolist(), partner.tolist(), strict=True):
+            targets[place] = graphs[other].y
+        out = []
+        for graph, y in zip(graphs, targets, strict=True):
+            copy = graph.clone()
+            copy.y = y
+            out.append(copy)
+        return tuple(out)
+
+    return replace(task, train=mixed(task.train), test=mixed(task.test) if share == 1.0 else task.test)

@@ -1,0 +1,32 @@
+"""Language models: tokens exchange state inside a model; scans and attention that the other families share."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from heliograph.errors import MissingExtra
+
+if TYPE_CHECKING:
+    from heliograph.lm.core.scan import selective_scan, ssd_scan
+
+__all__ = ["selective_scan", "ssd_scan"]
+
+_HOME = dict.fromkeys(__all__, "heliograph.lm.core.scan")
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name's module at its first use, so that importing this package costs nothing."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        module = importlib.import_module(_HOME[name])
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.split(".")[0] == "torch":
+            raise MissingExtra("torch", "lm") from error
+        raise
+    return getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

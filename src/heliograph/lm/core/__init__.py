@@ -1,0 +1,1 @@
+"""The engine of the family ``lm``: what its systems and other families share."""

@@ -1,0 +1,254 @@
+"""A decoder-only transformer: tokens read the past through attention, and nothing else (Llama, Qwen2, Qwen3, SmolLM).
+
+The model owns no cache and no mask: it is given an ``Attention``, which decides what queries see and where keys and
+values are kept. A padded batch with a cache is :class:`CachedAttention`; a paged, ragged batch would be another
+implementation of the same protocol, and the model's code does not change.
+
+Shapes: ``...`` leading axes of tokens ([B, T] or ragged [T]), C channels, H heads, G key and value heads, D channels a
+head, V tokens of the vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from heliograph.errors import BadInput
+from heliograph.lm.core.config import DecoderConfig, RopeSpec
+from heliograph.lm.core.masks import MaskSpec
+
+__all__ = ["Attention", "CachedAttention", "Decoder", "KVCache", "apply_rope", "fingerprint"]
+
+
+class Attention(Protocol):
+    """What queries see, and where keys and values go."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Keeps k and v [..., G, D] of a layer and gives what q [..., H, D] hears, [..., H, D]."""
+        ...
+
+
+def apply_rope(x: Tensor, positions: Tensor, spec: RopeSpec) -> Tensor:
+    r"""Rotates channel pairs by angles that grow with the position, in float32.
+
+    .. math:: \theta_i = \frac{p}{s}\, b^{-2 i / d}, \qquad
+              (a, b)_i \mapsto (a \cos\theta_i - b \sin\theta_i,\; a \sin\theta_i + b \cos\theta_i)
+
+    Args:
+        x: [..., heads, D]; the first ``spec.dim`` channels are rotated.
+        positions: [...].
+        spec: base b, width d, divisor s, and which channels are pairs.
+    """
+    half = spec.dim // 2
+    steps = torch.arange(half, device=x.device, dtype=torch.float32)
+    angle = positions.float()[..., None, None] / spec.scaling * spec.base ** (-2 * steps / spec.dim)
+    cos, sin = angle.cos(), angle.sin()
+    turned, rest = x[..., : spec.dim].float(), x[..., spec.dim :]
+    if spec.interleaved:
+        a, b = turned[..., 0::2], turned[..., 1::2]
+        out = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)
+    else:
+        a, b = turned[..., :half], turned[..., half:]
+        out = torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
+    return torch.cat([out.to(x.dtype), rest], dim=-1)
+
+
+@dataclass(eq=False)
+class KVCache:
+    """Keys and values of all layers, [B, T, G, D] each; it grows at the end.
+
+    Attributes:
+        fingerprint: of the model that filled it; caches of different models do not mix.
+        keys, values: one tensor a layer; none before the first token.
+    """
+
+    fingerprint: str = ""
+    keys: list[Tensor] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        """Tokens kept, T."""
+        return self.keys[0].shape[1] if self.keys else 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all keys and values."""
+        return sum(part.numel() * part.element_size() for part in (*self.keys, *self.values))
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Adds [B, t, G, D] at the end of a layer; gives the layer's whole keys and values."""
+        if layer == len(self.keys):
+            self.keys.append(k)
+            self.values.append(v)
+        else:
+            self.keys[layer] = torch.cat([self.keys[layer], k], dim=1)
+            self.values[layer] = torch.cat([self.values[layer], v], dim=1)
+        return self.keys[layer], self.values[layer]
+
+    def slice(self, start: int, stop: int) -> KVCache:
+        """The tokens from ``start`` to before ``stop``.
+
+        Raises:
+            BadInput: a range that is not within the cache.
+        """
+        if not 0 <= start <= stop <= len(self):
+            raise BadInput(f"a cache of {len(self)} tokens has no range {start} to {stop}")
+        return KVCache(self.fingerprint, [k[:, start:stop] for k in self.keys], [v[:, start:stop] for v in self.values])
+
+    @staticmethod
+    def concat(parts: Sequence[KVCache]) -> KVCache:
+        """Tokens of several caches one after another; their positions are already turned into the keys.
+
+        Raises:
+            BadInput: no parts, or caches of different models.
+        """
+        if not parts or len({part.fingerprint for part in parts}) > 1:
+            found = sorted({part.fingerprint for part in parts})
+            raise BadInput(f"caches of one model can be joined; got {found or 'none'}")
+        filled = [part for part in parts if part.keys]
+        layers = range(len(filled[0].keys) if filled else 0)
+        return KVCache(
+            parts[0].fingerprint,
+            [torch.cat([part.keys[layer] for part in filled], dim=1) for layer in layers],
+            [torch.cat([part.values[layer] for part in filled], dim=1) for layer in layers],
+        )
+
+
+class CachedAttention:
+    """Padded sequences with a growing cache: the plain form that every faster one must equal.
+
+    Args:
+        mask: of the queries against all keys kept, the new ones included; None for causal attention without padding.
+        cache: where keys and values are kept; None keeps nothing.
+    """
+
+    def __init__(self, mask: MaskSpec | None = None, cache: KVCache | None = None) -> None:
+        self.cache = cache
+        self.allowed = None if mask is None else mask.dense()[:, None]
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q [B, T, H, D]; k, v [B, T, G, D]. A query that sees nothing hears 0."""
+        if self.cache is not None:
+            k, v = self.cache.append(layer, k, v)
+        queries, keys, values = (part.transpose(1, 2) for part in (q, k, v))
+        grouped = q.shape[2] != k.shape[2]
+        allowed = self.allowed
+        if allowed is None:
+            past = k.shape[1] - q.shape[1]
+            if past == 0:
+                heard = functional.scaled_dot_product_attention(
+                    queries, keys, values, is_causal=True, enable_gqa=grouped
+                )
+                return heard.transpose(1, 2)
+            allowed = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool, device=q.device).tril(past)
+        heard = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=allowed, enable_gqa=grouped)
+        blind = ~allowed.any(-1, keepdim=True)
+        return torch.where(blind, 0.0, heard).transpose(1, 2)
+
+
+class RMSNorm(nn.Module):
+    r"""x / sqrt(mean(x^2) + eps) times a weight, computed in float32."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(dim)), eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., C] to [..., C]."""
+        wide = x.float()
+        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype) * self.weight
+
+
+class Block(nn.Module):
+    """One layer: attention, then a gated feed-forward part, each on a normed input and added to it."""
+
+    def __init__(self, config: DecoderConfig, number: int) -> None:
+        super().__init__()
+        self.number, self.config = number, config
+        inner, outer = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        self.attention_norm = RMSNorm(config.hidden, config.norm_eps)
+        self.query = nn.Linear(config.hidden, inner, bias=config.qkv_bias)
+        self.key = nn.Linear(config.hidden, outer, bias=config.qkv_bias)
+        self.value = nn.Linear(config.hidden, outer, bias=config.qkv_bias)
+        self.query_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
+        self.key_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
+        self.out = nn.Linear(inner, config.hidden, bias=False)
+        self.feed_forward_norm = RMSNorm(config.hidden, config.norm_eps)
+        self.gate = nn.Linear(config.hidden, config.feed_forward, bias=False)
+        self.up = nn.Linear(config.hidden, config.feed_forward, bias=False)
+        self.down = nn.Linear(config.feed_forward, config.hidden, bias=False)
+
+    def forward(self, x: Tensor, positions: Tensor, attention: Attention) -> Tensor:
+        """x [..., C]; positions [...]."""
+        normed = self.attention_norm(x)
+        by_head = (-1, self.config.head_dim)
+        q, k, v = (part(normed).unflatten(-1, by_head) for part in (self.query, self.key, self.value))
+        if self.query_norm is not None and self.key_norm is not None:
+            q, k = self.query_norm(q), self.key_norm(k)
+        q, k = apply_rope(q, positions, self.config.rope), apply_rope(k, positions, self.config.rope)
+        x = x + self.out(attention.attend(self.number, q, k, v).flatten(-2))
+        normed = self.feed_forward_norm(x)
+        return x + self.down(functional.silu(self.gate(normed)) * self.up(normed))  # type: ignore[no-any-return]
+
+
+class Decoder(nn.Module):
+    """The whole model: embeddings, blocks, a last norm, and logits where they are asked for."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocabulary, config.hidden)
+        self.blocks = nn.ModuleList(Block(config, number) for number in range(config.layers))
+        self.norm = RMSNorm(config.hidden, config.norm_eps)
+        self.head = nn.Linear(config.hidden, config.vocabulary, bias=False)
+        if config.tied:
+            self.head.weight = self.embedding.weight
+
+    def forward(self, embeds: Tensor, positions: Tensor, attention: Attention) -> Tensor:
+        """Hidden states after the last norm.
+
+        Args:
+            embeds: [..., C], from :meth:`embed` or elsewhere.
+            positions: [...], int64.
+            attention: what queries see, and where keys and values go.
+        """
+        x = embeds
+        for block in self.blocks:
+            x = block(x, positions, attention)
+        hidden: Tensor = self.norm(x)
+        return hidden
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """[...] token numbers to [..., C].
+
+        Raises:
+            BadInput: a number outside the vocabulary.
+        """
+        if tokens.device.type == "cpu" and tokens.numel():
+            low, high = int(tokens.min()), int(tokens.max())
+            if low < 0 or high >= self.config.vocabulary:
+                raise BadInput(
+                    f"token {low if low < 0 else high} is outside the vocabulary of {self.config.vocabulary}"
+                )
+        embeds: Tensor = self.embedding(tokens)
+        return embeds
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., C] to [..., V], in float32."""
+        scores: Tensor = self.head(hidden)
+        return scores.float()
+
+
+def fingerprint(model: Decoder) -> str:
+    """Tells models apart whose caches must not mix: configuration, number format, and a sample of every weight."""
+    digest = hashlib.sha256(repr(sorted(asdict(model.config).items(), key=lambda item: item[0])).encode())
+    for name, weight in model.named_parameters():
+        digest.update(f"{name}{weight.dtype}".encode())
+        digest.update(weight.detach().flatten()[:16].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]

