@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from heliograph.errors import BadInput
+from heliograph.graphs.mesh_commands import app as mesh_app
 
 if TYPE_CHECKING:
     from heliograph.graphs.core.tasks import GraphTask, Metrics
@@ -24,6 +25,8 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
+
+app.add_typer(mesh_app, name="mesh_transformer")
 
 DataPath = Annotated[
     Path,
