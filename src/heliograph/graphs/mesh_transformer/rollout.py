@@ -83,7 +83,7 @@ def roll_out(
     if steps < 1:
         raise BadInput(f"a roll-out needs 1 step or more; got {steps}")
     frames = torch.empty((steps, trajectory.num_vertices, simulator.schema.channels))
-    limit = DIVERGED * simulator.largest
+    limit = _limit(simulator)
     with simulator.evaluating():
         for number, ahead in enumerate(_advance(simulator, [trajectory], start, steps)):
             outside = ~(ahead.abs() <= limit)
@@ -95,6 +95,12 @@ def roll_out(
             if callback is not None:
                 callback(number + 1)
     return frames
+
+
+def _limit(simulator: MeshSimulator) -> Tensor:
+    """By channel, [C]; a channel that was 0 in all of training is measured by the largest of the others."""
+    largest = simulator.largest
+    return DIVERGED * torch.where(largest > 0, largest, largest.max())
 
 
 def one_step(simulator: MeshSimulator, trajectory: MeshTrajectory) -> Tensor:
@@ -158,7 +164,7 @@ def _errors(simulator: MeshSimulator, trajectories: Sequence[MeshTrajectory]) ->
     owner = torch.repeat_interleave(
         torch.arange(len(trajectories)), torch.tensor([t.num_vertices for t in trajectories])
     ).to(simulator.device)
-    limit = DIVERGED * simulator.largest
+    limit = _limit(simulator)
     lost = torch.zeros(len(trajectories), dtype=torch.bool, device=simulator.device)
     stopped = torch.zeros(len(trajectories), dtype=torch.long, device=simulator.device)
     last, squares = truth[first], []
