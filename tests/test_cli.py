@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from heliograph.catalog.registry import load_cards
+
+PLANNED = next(slug for slug, card in load_cards().items() if card.status == "planned")
+
 
 def call(command: list[str], *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*command, *arguments], capture_output=True, text=True, env=env, timeout=250)
@@ -43,7 +47,7 @@ def test_search_finds_overlap_of_communication(heliograph: list[str]) -> None:
     [
         (["show", "flodnet"], "did you mean floydnet"),
         (["check", "flodnet"], "did you mean floydnet"),
-        (["check", "grit"], "planned"),
+        (["check", PLANNED], "planned"),
         (["check", "floydnet", "--preset", "huge"], "unknown preset"),
         (["check", "floydnet", "--seeds", "0"], "must be 1 or more"),
         (["check", "floydnet", "floydnet"], "twice"),
