@@ -59,8 +59,8 @@ COUNTS = Workload(
         "batch": 20,
         "width": 32,
         "depth": 6,
-        "steps": 32,
-        "gin_steps": 192,
+        "steps": 20,
+        "gin_steps": 120,
         "shuffled_steps": 16,
     },
 )
@@ -97,11 +97,11 @@ COUNTING = Experiment(
 LEARN = {
     "train": [4, 8],
     "test": 16,
-    "batch": 24,
+    "batch": 16,
     "width": 32,
     "depth": 6,
-    "steps": 32,
-    "mpnn_steps": 52,
+    "steps": 24,
+    "mpnn_steps": 39,
     "rate": 1e-3,
     "wrong_labels": 0.0,
 }
@@ -144,7 +144,7 @@ SHUFFLED_ALGORITHM = Experiment(
     learning.measure_algorithm,
     {
         "laptop": Size(
-            (MST.with_params(wrong_labels=1.0, steps=20, mpnn_steps=20),), 5, time_limit_s=3 * MINUTE, estimate_s=2.5
+            (MST.with_params(wrong_labels=1.0, steps=12, mpnn_steps=12),), 5, time_limit_s=3 * MINUTE, estimate_s=2.5
         ),
         "gpu": Size(
             (
