@@ -12,24 +12,36 @@ from torch_geometric.data import Batch
 
 from heliograph.checks.graphs.contenders import thin
 from heliograph.graphs.core.fit import one_cycle, train_supervised
-from heliograph.graphs.core.tasks import GraphTask, Metrics
+from heliograph.graphs.core.tasks import GraphTask, Metrics, TargetSpec
 from heliograph.trials.check import Context
 
-__all__ = ["batches_of", "score", "shuffle_targets", "train_arm"]
+__all__ = ["batches_of", "score", "shuffle_targets", "train_arm", "train_batches"]
 
 
 def train_arm(context: Context, model: nn.Module, task: GraphTask, label: str = "") -> int:
-    """Trains for the workload's ``epochs``, or its ``seconds`` where those are above 0; returns the number of steps.
+    """Trains on a task for the workload's ``epochs``, or ``seconds`` where those are above 0; see train_batches."""
+    load = context.workload
+    batches = batches_of(task, load["batch"], context.device)
+    return train_batches(context, model, batches, task.target, load["seconds"] or None, label)
+
+
+def train_batches(
+    context: Context,
+    model: nn.Module,
+    batches: Sequence[Batch],
+    target: TargetSpec,
+    seconds: float | None = None,
+    label: str = "",
+) -> int:
+    """Trains for the workload's ``epochs`` or for ``seconds``; keeps the curve and returns the number of steps.
 
     AdamW at the workload's ``rate`` with one cycle, weight decay 1e-5, gradients clipped at 1: the same for every arm.
     """
     load = context.workload
-    batches = batches_of(task, load["batch"], context.device)
-    steps, seconds = load["epochs"] * len(batches), load["seconds"] or None
-    count = 0
+    steps, count = load["epochs"] * len(batches), 0
 
     def loss(network: nn.Module, batch: Batch) -> Tensor:
-        return task.target.loss(network(batch), batch.y)
+        return target.loss(network(batch), batch.y)
 
     def tell(step: int, value: float) -> None:
         nonlocal count

@@ -335,7 +335,10 @@ class GraphModel(nn.Module):
 
     def forward(self, data: Any) -> Tensor:
         """``data``: a ``Data`` or a ``Batch``."""
-        x = self.encode(data)
+        return self.read_out(self.encode(data), data)
+
+    def read_out(self, x: Tensor, data: Any) -> Tensor:
+        """Vertex states [N, C], pooled over each graph where the answer is one a graph, through the head."""
         if self.pool is not None:
             batch = data.get("batch")
             if batch is None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from heliograph.errors import BadInput
-from heliograph.graphs.core.aggregate import segment_max, segment_mean, segment_sum
+from heliograph.graphs.core.aggregate import segment_sum
 from heliograph.graphs.core.blocks import (
     EdgeStem,
     GatedGCNMixer,
@@ -299,14 +299,7 @@ class GraphMamba(GraphModel):
         return cls(options.pop("out_dim"), **options)
 
     def _answer(self, data: Any, draw: int | None) -> Tensor:
-        x = self.encode(data, draw)
-        if self.pool is not None:
-            batch = data.get("batch")
-            batch = torch.zeros(len(x), dtype=torch.long, device=x.device) if batch is None else batch
-            reduce = {"sum": segment_sum, "mean": segment_mean, "max": segment_max}[self.pool]
-            x = reduce(x, batch, int(getattr(data, "num_graphs", 1)))
-        out: Tensor = self.head(x)
-        return out
+        return self.read_out(self.encode(data, draw), data)
 
     def _neighbourhoods(
         self, x: Tensor, edge: Tensor | None, data: Any, batch: Tensor, generator: torch.Generator | None

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch_geometric.data import Batch
 
-from heliograph.checks.graphs.contenders import thin
 from heliograph.checks.graphs.graph_mamba_parts.arms import build_arm
 from heliograph.checks.graphs.graph_mamba_parts.boards import KINDS, make_board, split_board
+from heliograph.checks.graphs.supervised import train_batches
 from heliograph.graphs.core.encodings import RWSE, cached
-from heliograph.graphs.core.fit import one_cycle, train_supervised
 from heliograph.graphs.core.message_passing import count_parameters
 from heliograph.graphs.core.tasks import TargetSpec, load_task
 from heliograph.graphs.graph_mamba import WalkTokens
@@ -43,30 +42,7 @@ def measure_trained(context: Context) -> Mapping[str, Any]:
     size = load["batch"]
     parts = [learning.train[i : i + size] for i in range(0, len(learning.train), size)]
     batches = [Batch.from_data_list(list(part)).to(context.device) for part in parts]
-    steps = load["epochs"] * len(batches)
-
-    def loss(network: nn.Module, batch: Batch) -> Tensor:
-        return learning.target.loss(network(batch), batch.y)
-
-    def tell(step: int, value: float) -> None:
-        if step % 10 == 0:
-            context.progress(min(0.99, step / steps), f"{context.contender} loss {value:.3g}")
-
-    history = train_supervised(
-        model,
-        batches,
-        loss,
-        steps=steps,
-        learning_rate=load["rate"],
-        betas=(0.9, 0.999),
-        weight_decay=1e-5,
-        clip_value=None,
-        clip_norm=1.0,
-        schedule=one_cycle,
-        seed=context.seed,
-        callback=tell,
-    )
-    context.keep("curves", {"training loss": thin(history)})
+    steps = train_batches(context, model, batches, learning.target)
     values = _score(model, learning, context.device)
     return {**values, "parameters": count_parameters(model), "steps": steps}
 
