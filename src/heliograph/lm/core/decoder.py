@@ -23,7 +23,7 @@ from heliograph.errors import BadInput
 from heliograph.lm.core.config import DecoderConfig, RopeSpec
 from heliograph.lm.core.masks import MaskSpec
 
-__all__ = ["Attention", "CachedAttention", "Decoder", "KVCache", "apply_rope", "fingerprint"]
+__all__ = ["Attention", "CachedAttention", "Decoder", "KVCache", "apply_rope", "fingerprint", "rotation"]
 
 
 class Attention(Protocol):
@@ -45,18 +45,29 @@ def apply_rope(x: Tensor, positions: Tensor, spec: RopeSpec) -> Tensor:
         positions: [...].
         spec: base b, width d, divisor s, and which channels are pairs.
     """
-    half = spec.dim // 2
-    steps = torch.arange(half, device=x.device, dtype=torch.float32)
+    return _rotate(x, rotation(positions, spec), spec)
+
+
+def rotation(positions: Tensor, spec: RopeSpec) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of every pair's angle, [..., 1, dim / 2] each in float32; all layers turn by the same."""
+    steps = torch.arange(spec.dim // 2, device=positions.device, dtype=torch.float32)
     angle = positions.float()[..., None, None] / spec.scaling * spec.base ** (-2 * steps / spec.dim)
-    cos, sin = angle.cos(), angle.sin()
-    turned, rest = x[..., : spec.dim].float(), x[..., spec.dim :]
+    return angle.cos(), angle.sin()
+
+
+def _rotate(x: Tensor, turn: tuple[Tensor, Tensor], spec: RopeSpec) -> Tensor:
+    cos, sin = turn
+    half = spec.dim // 2
+    turned = x[..., : spec.dim].float()
     if spec.interleaved:
         a, b = turned[..., 0::2], turned[..., 1::2]
         out = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)
     else:
         a, b = turned[..., :half], turned[..., half:]
         out = torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
-    return torch.cat([out.to(x.dtype), rest], dim=-1)
+    if spec.dim == x.shape[-1]:
+        return out.to(x.dtype)
+    return torch.cat([out.to(x.dtype), x[..., spec.dim :]], dim=-1)
 
 
 @dataclass(eq=False)
@@ -161,8 +172,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., C] to [..., C]."""
-        wide = x.float()
-        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype) * self.weight
+        wide = functional.rms_norm(x.float(), (x.shape[-1],), eps=self.eps)
+        return wide.to(x.dtype) * self.weight
 
 
 class Block(nn.Module):
@@ -173,28 +184,25 @@ class Block(nn.Module):
         self.number, self.config = number, config
         inner, outer = config.heads * config.head_dim, config.kv_heads * config.head_dim
         self.attention_norm = RMSNorm(config.hidden, config.norm_eps)
-        self.query = nn.Linear(config.hidden, inner, bias=config.qkv_bias)
-        self.key = nn.Linear(config.hidden, outer, bias=config.qkv_bias)
-        self.value = nn.Linear(config.hidden, outer, bias=config.qkv_bias)
+        self.query_key_value = nn.Linear(config.hidden, inner + 2 * outer, bias=config.qkv_bias)
         self.query_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
         self.key_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
         self.out = nn.Linear(inner, config.hidden, bias=False)
         self.feed_forward_norm = RMSNorm(config.hidden, config.norm_eps)
-        self.gate = nn.Linear(config.hidden, config.feed_forward, bias=False)
-        self.up = nn.Linear(config.hidden, config.feed_forward, bias=False)
+        self.gate_up = nn.Linear(config.hidden, 2 * config.feed_forward, bias=False)
         self.down = nn.Linear(config.feed_forward, config.hidden, bias=False)
 
-    def forward(self, x: Tensor, positions: Tensor, attention: Attention) -> Tensor:
-        """x [..., C]; positions [...]."""
-        normed = self.attention_norm(x)
-        by_head = (-1, self.config.head_dim)
-        q, k, v = (part(normed).unflatten(-1, by_head) for part in (self.query, self.key, self.value))
+    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], attention: Attention) -> Tensor:
+        """x [..., C]; ``turn`` from :func:`rotation`."""
+        config = self.config
+        heads = self.query_key_value(self.attention_norm(x)).unflatten(-1, (-1, config.head_dim))
+        q, k, v = heads.split([config.heads, config.kv_heads, config.kv_heads], dim=-2)
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
-        q, k = apply_rope(q, positions, self.config.rope), apply_rope(k, positions, self.config.rope)
+        q, k = _rotate(q, turn, config.rope), _rotate(k, turn, config.rope)
         x = x + self.out(attention.attend(self.number, q, k, v).flatten(-2))
-        normed = self.feed_forward_norm(x)
-        return x + self.down(functional.silu(self.gate(normed)) * self.up(normed))  # type: ignore[no-any-return]
+        gate, up = self.gate_up(self.feed_forward_norm(x)).chunk(2, dim=-1)
+        return x + self.down(functional.silu(gate) * up)  # type: ignore[no-any-return]
 
 
 class Decoder(nn.Module):
@@ -218,9 +226,9 @@ class Decoder(nn.Module):
             positions: [...], int64.
             attention: what queries see, and where keys and values go.
         """
-        x = embeds
+        x, turn = embeds, rotation(positions, self.config.rope)
         for block in self.blocks:
-            x = block(x, positions, attention)
+            x = block(x, turn, attention)
         hidden: Tensor = self.norm(x)
         return hidden
 

@@ -22,31 +22,26 @@ from heliograph.lm.core.tokens import Tokenizer, gguf_tokenizer, hugging_face_to
 
 __all__ = ["LanguageModel", "load_model"]
 
+# our parameter: theirs, put one below the other where there are several
 GGUF_NAMES = {
-    "attention_norm": "attn_norm",
-    "query": "attn_q",
-    "key": "attn_k",
-    "value": "attn_v",
-    "query_norm": "attn_q_norm",
-    "key_norm": "attn_k_norm",
-    "out": "attn_output",
-    "feed_forward_norm": "ffn_norm",
-    "gate": "ffn_gate",
-    "up": "ffn_up",
-    "down": "ffn_down",
+    "attention_norm": ("attn_norm",),
+    "query_key_value": ("attn_q", "attn_k", "attn_v"),
+    "query_norm": ("attn_q_norm",),
+    "key_norm": ("attn_k_norm",),
+    "out": ("attn_output",),
+    "feed_forward_norm": ("ffn_norm",),
+    "gate_up": ("ffn_gate", "ffn_up"),
+    "down": ("ffn_down",),
 }
 HUGGING_FACE_NAMES = {
-    "attention_norm": "input_layernorm",
-    "query": "self_attn.q_proj",
-    "key": "self_attn.k_proj",
-    "value": "self_attn.v_proj",
-    "query_norm": "self_attn.q_norm",
-    "key_norm": "self_attn.k_norm",
-    "out": "self_attn.o_proj",
-    "feed_forward_norm": "post_attention_layernorm",
-    "gate": "mlp.gate_proj",
-    "up": "mlp.up_proj",
-    "down": "mlp.down_proj",
+    "attention_norm": ("input_layernorm",),
+    "query_key_value": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "query_norm": ("self_attn.q_norm",),
+    "key_norm": ("self_attn.k_norm",),
+    "out": ("self_attn.o_proj",),
+    "feed_forward_norm": ("post_attention_layernorm",),
+    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
+    "down": ("mlp.down_proj",),
 }
 Read = Callable[[str], Tensor]
 
@@ -113,12 +108,9 @@ def _load_gguf(path: Path, dtype: torch.dtype, device: str, layers: int | None) 
         )
         config = _cut(config, layers)
         tokenizer = gguf_tokenizer(file.metadata, path)
-        names = {"embedding.weight": "token_embd.weight", "norm.weight": "output_norm.weight"}
-        names["head.weight"] = "output.weight"
-        for number in range(config.layers):
-            for own, theirs in GGUF_NAMES.items():
-                for part in ("weight", "bias"):
-                    names[f"blocks.{number}.{own}.{part}"] = f"blk.{number}.{theirs}.{part}"
+        names = {"embedding.weight": ("token_embd.weight",), "norm.weight": ("output_norm.weight",)}
+        names["head.weight"] = ("output.weight",)
+        names |= _block_names(config.layers, "blk", GGUF_NAMES)
         shapes = {name: info.shape for name, info in file.tensors.items()}
         decoder = _fill(config, names, shapes, lambda name: file.load(name, dtype), path, dtype, device)
         name = str(file.metadata.get("general.name", path.stem))
@@ -137,12 +129,9 @@ def _load_folder(path: Path, dtype: torch.dtype, device: str, layers: int | None
     if not isinstance(settings, dict):
         raise BadInput(f"{path / 'config.json'} holds {type(settings).__name__}; an object is expected")
     config = _cut(DecoderConfig.from_hugging_face(settings), layers)
-    names = {"embedding.weight": "model.embed_tokens.weight", "norm.weight": "model.norm.weight"}
-    names["head.weight"] = "lm_head.weight"
-    for number in range(config.layers):
-        for own, theirs in HUGGING_FACE_NAMES.items():
-            for part in ("weight", "bias"):
-                names[f"blocks.{number}.{own}.{part}"] = f"model.layers.{number}.{theirs}.{part}"
+    names = {"embedding.weight": ("model.embed_tokens.weight",), "norm.weight": ("model.norm.weight",)}
+    names["head.weight"] = ("lm_head.weight",)
+    names |= _block_names(config.layers, "model.layers", HUGGING_FACE_NAMES)
     files = sorted(path.glob("*.safetensors"))
     if not files:
         raise BadInput(f"{path} has no .safetensors file; other weight formats can hold code and are not read")
@@ -171,9 +160,18 @@ def _cut(config: DecoderConfig, layers: int | None) -> DecoderConfig:
     return replace(config, layers=layers)
 
 
+def _block_names(layers: int, prefix: str, names: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    return {
+        f"blocks.{number}.{own}.{part}": tuple(f"{prefix}.{number}.{name}.{part}" for name in theirs)
+        for number in range(layers)
+        for own, theirs in names.items()
+        for part in ("weight", "bias")
+    }
+
+
 def _fill(
     config: DecoderConfig,
-    names: Mapping[str, str],
+    names: Mapping[str, tuple[str, ...]],
     shapes: Mapping[str, tuple[int, ...]],
     read: Read,
     path: Path,
@@ -186,20 +184,32 @@ def _fill(
     if config.tied:
         wanted.pop("head.weight")
     for own, shape in wanted.items():
-        theirs = names[own]
-        if theirs not in shapes:
-            raise BadInput(f"{path}: the tensor {theirs} is missing")
-        if shapes[theirs] != shape:
-            raise BadInput(f"{path}: {theirs} has shape {list(shapes[theirs])}; the header asks for {list(shape)}")
+        for theirs, rows in zip(names[own], _rows(config, own, shape), strict=True):
+            if theirs not in shapes:
+                raise BadInput(f"{path}: the tensor {theirs} is missing")
+            if shapes[theirs] != (rows, *shape[1:]):
+                raise BadInput(
+                    f"{path}: {theirs} has shape {list(shapes[theirs])}; the header asks for {[rows, *shape[1:]]}"
+                )
     state = {}
     for own in wanted:
-        value = read(names[own]).contiguous()
-        if not bool(value.isfinite().all()):
-            raise BadInput(f"{path}: {names[own]} holds NaN or infinity")
-        state[own] = value.to(device)
+        parts = [read(theirs) for theirs in names[own]]
+        for theirs, value in zip(names[own], parts, strict=True):
+            if not bool(value.isfinite().all()):
+                raise BadInput(f"{path}: {theirs} holds NaN or infinity")
+        state[own] = (parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)).to(device)
     if config.tied:
         state["head.weight"] = state["embedding.weight"]
     decoder.load_state_dict(state, assign=True)
     if config.tied:
         decoder.head.weight = decoder.embedding.weight
     return decoder.to(dtype).eval()
+
+
+def _rows(config: DecoderConfig, own: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Rows of each of the tensors that stand one below the other in a parameter of ours."""
+    if "query_key_value" in own:
+        return tuple(heads * config.head_dim for heads in (config.heads, config.kv_heads, config.kv_heads))
+    if "gate_up" in own:
+        return (config.feed_forward, config.feed_forward)
+    return (shape[0],)
