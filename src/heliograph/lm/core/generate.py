@@ -14,7 +14,7 @@ from heliograph.lm.core.decoder import CachedAttention, KVCache
 from heliograph.lm.core.load import LanguageModel
 from heliograph.lm.core.masks import MaskSpec
 from heliograph.lm.core.sampling import SamplingParams, sample_tokens
-from heliograph.lm.core.tokens import TextStream
+from heliograph.lm.core.tokens import StopText, TextStream
 
 __all__ = ["Completion", "generate", "score_tokens"]
 
@@ -109,28 +109,27 @@ class _Run:
 
     def __init__(self, model: LanguageModel, prompt: Sequence[int], params: SamplingParams) -> None:
         self.tokens: list[int] = []
-        self.text = ""
         self.finish: Literal["", "stop", "length"] = "" if params.max_tokens else "length"
-        self._stream = TextStream(model.tokenizer)
-        self._params = params
+        self._stream, self._answer = TextStream(model.tokenizer), StopText(params.stop)
         self._ends = () if params.ignore_end else model.tokenizer.end_tokens
         self._room = min(params.max_tokens, model.config.context - len(prompt))
+
+    @property
+    def text(self) -> str:
+        """So far."""
+        return self._answer.text
 
     def take(self, token: int) -> None:
         """The next token; nothing once the answer is finished."""
         if self.finish:
             return
         self.tokens.append(token)
-        if token in self._ends:
-            self.text += self._stream.finish()
+        ended = token in self._ends
+        self._answer.push(self._stream.finish() if ended else self._stream.push(token))
+        if ended or self._answer.stopped:
             self.finish = "stop"
-            return
-        self.text += self._stream.push(token)
-        found = [place for stop in self._params.stop if (place := self.text.find(stop)) >= 0]
-        if found:
-            self.text, self.finish = self.text[: min(found)], "stop"
         elif len(self.tokens) >= self._room:
-            self.text += self._stream.finish()
+            self._answer.push(self._stream.finish(), last=True)
             self.finish = "length"
 
 

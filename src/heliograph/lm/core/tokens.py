@@ -9,7 +9,7 @@ from typing import Any
 
 from heliograph.errors import BadInput, MissingExtra
 
-__all__ = ["TextStream", "Tokenizer", "gguf_tokenizer", "hugging_face_tokenizer"]
+__all__ = ["StopText", "TextStream", "Tokenizer", "gguf_tokenizer", "hugging_face_tokenizer"]
 
 CONTROL, USER_DEFINED = 3, 4  # token types of GGUF
 # how a pre-tokenizer of that name cuts text before pairs are merged
@@ -120,6 +120,43 @@ class TextStream:
         for token in tokens:
             yield self.push(token)
         yield self.finish()
+
+
+class StopText:
+    """Text as it grows, cut before the first stop text; what may become a stop text is held back until that is known.
+
+    Args:
+        stops: texts that end the answer.
+
+    Attributes:
+        text: all of it so far, the part held back included.
+        stopped: whether a stop text was found; nothing is taken afterwards.
+    """
+
+    def __init__(self, stops: Sequence[str] = ()) -> None:
+        self._stops, self._shown = tuple(stops), 0
+        self.text, self.stopped = "", False
+
+    def push(self, new: str, *, last: bool = False) -> str:
+        """Adds text; gives what can be shown now. With ``last`` nothing is held back any more."""
+        if self.stopped:
+            return ""
+        searched = max(0, len(self.text) - max(map(len, self._stops), default=0))
+        self.text += new
+        found = [place for stop in self._stops if (place := self.text.find(stop, searched)) >= 0]
+        if found:
+            self.text, self.stopped = self.text[: min(found)], True
+        end = len(self.text) if last or self.stopped else len(self.text) - self._held()
+        shown, self._shown = self.text[self._shown : end], max(end, self._shown)
+        return shown
+
+    def _held(self) -> int:
+        """Length of the longest end of the text that begins a stop text."""
+        longest = max(map(len, self._stops), default=1) - 1
+        for length in range(min(longest, len(self.text)), 0, -1):
+            if any(stop.startswith(self.text[-length:]) for stop in self._stops):
+                return length
+        return 0
 
 
 def gguf_tokenizer(metadata: Mapping[str, Any], path: Path) -> Tokenizer:

@@ -1,0 +1,261 @@
+"""Attention over a cache of blocks: tokens write keys and values into slots and hear their own sequence's slots.
+
+Rows that decode come first, one token each; prompt chunks follow. ``attend_rows`` is the plain form; the loop compiled
+by numba reads the blocks where they lie instead of copying them, and must equal it.
+
+Shapes: T tokens of the step, R rows, M blocks a row at most, H heads, G key and value heads, D channels a head.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from heliograph.errors import BadInput
+
+__all__ = ["BlockCache", "PagedAttention", "PagedBatch", "attend_rows"]
+
+
+class BlockCache:
+    """Keys and values of all blocks, [L, 2, blocks, block_size, G, D].
+
+    Args:
+        layers, num_blocks, block_size, kv_heads, head_dim: sizes.
+        dtype, device: of the numbers.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        num_blocks: int,
+        block_size: int,
+        kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+    ) -> None:
+        self.block_size = block_size
+        try:
+            self.data = torch.zeros(layers, 2, num_blocks, block_size, kv_heads, head_dim, dtype=dtype, device=device)
+        except (RuntimeError, MemoryError) as error:
+            nbytes = 2 * layers * num_blocks * block_size * kv_heads * head_dim * dtype.itemsize
+            raise BadInput(
+                f"no memory for a cache of {num_blocks} blocks of {block_size} tokens ({nbytes / 2**30:.2f} GiB); "
+                "ask for fewer blocks"
+            ) from error
+        flat = self.data.flatten(2, 3)
+        self.keys = [flat[layer, 0] for layer in range(layers)]
+        self.values = [flat[layer, 1] for layer in range(layers)]
+
+    def read(self, blocks: Sequence[int]) -> Tensor:
+        """A copy of some blocks, [L, 2, len(blocks), block_size, G, D]."""
+        return self.data.index_select(2, torch.tensor(list(blocks), device=self.data.device, dtype=torch.long))
+
+    def write(self, blocks: Sequence[int], contents: Tensor) -> None:
+        """Puts what :meth:`read` gave into other blocks.
+
+        Raises:
+            BadInput: contents of another shape.
+        """
+        wanted = (*self.data.shape[:2], len(blocks), *self.data.shape[3:])
+        if tuple(contents.shape) != wanted or contents.dtype != self.data.dtype:
+            raise BadInput(
+                f"blocks of {tuple(contents.shape)} {contents.dtype} do not fit here; {wanted} {self.data.dtype} do"
+            )
+        index = torch.tensor(list(blocks), device=self.data.device, dtype=torch.long)
+        self.data.index_copy_(2, index, contents.to(self.data.device))
+
+
+@dataclass(frozen=True, eq=False)
+class PagedBatch:
+    """Where the tokens of a step stand.
+
+    Attributes:
+        slots: [T], where each token's key and value go.
+        tables: [R, M] blocks of each row, int32; what lies beyond its context is not read.
+        context: [R] tokens of each row after the step, int32.
+        counts: of each row's tokens in the step; the first ``decodes`` rows have one.
+        decodes: number of rows of one token that stand first.
+    """
+
+    slots: Tensor
+    tables: Tensor
+    context: Tensor
+    counts: tuple[int, ...]
+    decodes: int
+
+
+class PagedAttention:
+    """The attention of one step; a model calls :meth:`attend` once a layer.
+
+    Args:
+        cache: of blocks.
+        batch: of the step.
+        compiled: whether decoding rows use the compiled loop (float32 on a CPU).
+    """
+
+    def __init__(self, cache: BlockCache, batch: PagedBatch, *, compiled: bool = True) -> None:
+        self.cache, self.batch = cache, batch
+        usable = cache.data.device.type == "cpu" and cache.data.dtype == torch.float32
+        self._decode = _compiled_decode if compiled and usable else None
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Keeps k and v [T, G, D] and gives what q [T, H, D] hears."""
+        batch, keys, values = self.batch, self.cache.keys[layer], self.cache.values[layer]
+        keys.index_copy_(0, batch.slots, k)
+        values.index_copy_(0, batch.slots, v)
+        heard = torch.empty_like(q)
+        n = batch.decodes
+        if n and self._decode is not None:
+            self._decode(q[:n], keys, values, batch.tables[:n], batch.context[:n], self.cache.block_size, heard[:n])
+        elif n:
+            heard[:n] = attend_rows(q[:n], keys, values, batch.tables[:n], batch.context[:n], self.cache.block_size)
+        at = n
+        for row in range(n, len(batch.counts)):
+            count, context = batch.counts[row], int(batch.context[row])
+            own = slice(at, at + count)
+            if count == context:  # the whole prompt is in this step
+                past_k, past_v = k[own], v[own]
+            else:
+                blocks = batch.tables[row, : -(-context // self.cache.block_size)].long()
+                past_k, past_v = (
+                    part.view(-1, self.cache.block_size, *part.shape[1:])[blocks].flatten(0, 1)[:context]
+                    for part in (keys, values)
+                )
+            heard[own] = _attend_chunk(q[own], past_k, past_v)
+            at += count
+        return heard
+
+
+def attend_rows(q: Tensor, keys: Tensor, values: Tensor, tables: Tensor, context: Tensor, block_size: int) -> Tensor:
+    """One query a row over its own blocks, in plain torch.
+
+    Args:
+        q: [R, H, D].
+        keys, values: [slots, G, D] of the layer.
+        tables: [R, M] blocks.
+        context: [R] tokens to hear.
+        block_size: tokens a block.
+
+    Returns:
+        [R, H, D].
+    """
+    longest = int(context.max())
+    used = tables[:, : -(-longest // block_size)].long()
+    k, v = (part.view(-1, block_size, *part.shape[1:])[used].flatten(1, 2).transpose(1, 2) for part in (keys, values))
+    seen = torch.arange(k.shape[2], device=q.device) < context[:, None]
+    heard = functional.scaled_dot_product_attention(
+        q[:, :, None], k, v, attn_mask=seen[:, None, None], enable_gqa=q.shape[1] != k.shape[1]
+    )
+    return heard[:, :, 0]
+
+
+def _attend_chunk(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The last queries of a sequence over all its keys: q [t, H, D], k and v [c, G, D]."""
+    count, context = len(q), len(k)
+    queries, keys, values = (part.transpose(0, 1)[None] for part in (q, k, v))
+    grouped = q.shape[1] != k.shape[1]
+    if count == context:
+        heard = functional.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=grouped)
+    else:
+        allowed = torch.ones(count, context, dtype=torch.bool, device=q.device).tril(context - count)
+        heard = functional.scaled_dot_product_attention(
+            queries, keys, values, attn_mask=allowed[None, None], enable_gqa=grouped
+        )
+    return heard[0].transpose(0, 1)
+
+
+def _compiled_decode(
+    q: Tensor, keys: Tensor, values: Tensor, tables: Tensor, context: Tensor, block_size: int, out: Tensor
+) -> None:
+    """:func:`attend_rows` by the compiled loop, rows divided among as many threads as torch uses."""
+    loop = _loop()
+    arrays = [part.detach().contiguous().numpy() for part in (q, keys, values, tables, context)]
+    heard = out.numpy()
+    workers = min(torch.get_num_threads(), len(q))
+    scale = 1 / math.sqrt(q.shape[-1])
+    if workers == 1:
+        loop(*arrays, block_size, scale, 0, len(q), heard)
+        return
+    work = context.cumsum(0)
+    bounds = [0]
+    for part in range(1, workers):
+        bounds.append(int(torch.searchsorted(work, int(work[-1]) * part // workers)))
+    bounds.append(len(q))
+    pool = _threads(workers)
+    others = [
+        pool.submit(loop, *arrays, block_size, scale, bounds[part], bounds[part + 1], heard)
+        for part in range(1, workers)
+    ]
+    loop(*arrays, block_size, scale, bounds[0], bounds[1], heard)
+    for other in others:
+        other.result()
+
+
+@functools.cache
+def _threads(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, thread_name_prefix="paged-attention")
+
+
+@functools.cache
+def _loop() -> Callable[..., None]:
+    import numba
+    import numpy as np
+
+    def rows(
+        q: Any,
+        keys: Any,
+        values: Any,
+        tables: Any,
+        context: Any,
+        block_size: int,
+        scale: float,
+        first: int,
+        last: int,
+        out: Any,
+    ) -> None:
+        heads, channels = q.shape[1], q.shape[2]
+        groups = keys.shape[1]
+        share = heads // groups
+        for r in range(first, last):
+            length = context[r]
+            scores = np.empty((heads, length), dtype=np.float32)
+            top = np.full(heads, -np.inf, dtype=np.float32)
+            for t in range(length):
+                slot = tables[r, t // block_size] * block_size + t % block_size
+                for g in range(groups):
+                    for s in range(share):
+                        h = g * share + s
+                        dot = np.float32(0)
+                        for d in range(channels):
+                            dot += q[r, h, d] * keys[slot, g, d]
+                        dot *= np.float32(scale)
+                        scores[h, t] = dot
+                        top[h] = max(top[h], dot)
+            total = np.zeros(heads, dtype=np.float32)
+            for h in range(heads):
+                for t in range(length):
+                    weight = np.exp(scores[h, t] - top[h])
+                    scores[h, t] = weight
+                    total[h] += weight
+                for d in range(channels):
+                    out[r, h, d] = 0
+            for t in range(length):
+                slot = tables[r, t // block_size] * block_size + t % block_size
+                for g in range(groups):
+                    for s in range(share):
+                        h = g * share + s
+                        weight = scores[h, t] / total[h]
+                        for d in range(channels):
+                            out[r, h, d] += weight * values[slot, g, d]
+
+    compiled: Callable[..., None] = numba.njit(rows, nogil=True, fastmath={"reassoc", "contract", "arcp"}, cache=True)
+    return compiled
