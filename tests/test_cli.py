@@ -117,7 +117,9 @@ def test_killed_run_resumes_without_repeating_or_losing_a_trial(
     heliograph: list[str], plugin_env: dict[str, str]
 ) -> None:
     env = plugin_env | {"HELIOGRAPH_TEST_CHECK": "MARKED"}
-    process = subprocess.Popen([*heliograph, "check", "synthetic"], stderr=subprocess.PIPE, text=True, env=env)
+    command = [*heliograph, "check", "synthetic"]
+    held = env | {"HELIOGRAPH_TEST_HOLD": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=held)
     assert process.stderr is not None
     for line in process.stderr:
         if re.match(r"\s*5/24 ", line):
@@ -144,7 +146,9 @@ def test_interrupt_keeps_what_is_finished_and_prints_how_to_resume(
     heliograph: list[str], plugin_env: dict[str, str]
 ) -> None:
     env = plugin_env | {"HELIOGRAPH_TEST_CHECK": "MARKED"}
-    process = subprocess.Popen([*heliograph, "check", "synthetic"], stderr=subprocess.PIPE, text=True, env=env)
+    command = [*heliograph, "check", "synthetic"]
+    held = env | {"HELIOGRAPH_TEST_HOLD": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=held)
     assert process.stderr is not None
     for line in process.stderr:
         if re.match(r"\s*3/24 ", line):
@@ -160,7 +164,9 @@ def test_interrupt_keeps_what_is_finished_and_prints_how_to_resume(
 
 def test_resume_with_other_seeds_is_refused_naming_the_field(heliograph: list[str], plugin_env: dict[str, str]) -> None:
     env = plugin_env | {"HELIOGRAPH_TEST_CHECK": "MARKED"}
-    process = subprocess.Popen([*heliograph, "check", "synthetic"], stderr=subprocess.PIPE, text=True, env=env)
+    command = [*heliograph, "check", "synthetic"]
+    held = env | {"HELIOGRAPH_TEST_HOLD": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=held)
     assert process.stderr is not None
     process.stderr.readline()
     process.stderr.readline()

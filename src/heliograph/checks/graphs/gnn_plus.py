@@ -53,19 +53,39 @@ ZINC = Workload(
     },
 )
 LARGE = Workload(
-    "8,000 ZINC molecules",
+    "3,000 ZINC molecules",
     {
         **SHARED,
         "task": "molecules.zinc",
-        "train": 8000,
-        "test": 1000,
+        "train": 3000,
+        "test": 500,
         "batch": 128,
         "layers": 8,
         "hidden": 64,
-        "epochs": 25,
+        "epochs": 10,
+    },
+)
+AMINO = Workload(
+    "1,500 AMP and UniProt peptides",
+    {
+        **SHARED,
+        "task": "peptides",
+        "train": 1000,
+        "test": 500,
+        "batch": 32,
+        "layers": 4,
+        "hidden": 64,
+        "epochs": 6,
+        "dropout": 0.1,
+        "rate": 1e-3,
     },
 )
 SMOKE = Size((TINY,), 1, time_limit_s=MINUTE, estimate_s=1)
+
+
+def _on_gpu(workload: Workload, estimate_s: float) -> Size:
+    return Size((workload,), 8, time_limit_s=4 * MINUTE, memory_limit_bytes=16 * 2**30, estimate_s=estimate_s)
+
 
 EQUALITY = Experiment(
     "equality",
@@ -85,7 +105,7 @@ EPOCHS = Experiment(
     {
         "smoke": SMOKE,
         "laptop": Size((ZINC,), 5, time_limit_s=2 * MINUTE, estimate_s=6),
-        "gpu": Size((LARGE,), 5, estimate_s=30, time_limit_s=4 * MINUTE, memory_limit_bytes=16 * 2**30),
+        "gpu": _on_gpu(LARGE, estimate_s=19),
     },
 )
 SHUFFLED = Experiment(
@@ -95,13 +115,7 @@ SHUFFLED = Experiment(
     learning.measure_trained,
     {
         "laptop": Size((ZINC.with_params(wrong_labels=1.0, epochs=3),), 5, time_limit_s=2 * MINUTE, estimate_s=2),
-        "gpu": Size(
-            (LARGE.with_params(wrong_labels=1.0, epochs=5),),
-            5,
-            estimate_s=8,
-            time_limit_s=4 * MINUTE,
-            memory_limit_bytes=16 * 2**30,
-        ),
+        "gpu": _on_gpu(LARGE.with_params(wrong_labels=1.0, epochs=3), estimate_s=11),
     },
 )
 SECONDS = Experiment(
@@ -112,9 +126,7 @@ SECONDS = Experiment(
     {
         "smoke": Size((TINY.with_params(seconds=0.3),), 1, time_limit_s=MINUTE, estimate_s=1),
         "laptop": Size((ZINC.with_params(seconds=3.0),), 5, time_limit_s=2 * MINUTE, estimate_s=4),
-        "gpu": Size(
-            (LARGE.with_params(seconds=20.0),), 5, estimate_s=25, time_limit_s=4 * MINUTE, memory_limit_bytes=16 * 2**30
-        ),
+        "gpu": _on_gpu(LARGE.with_params(seconds=3.0), estimate_s=7),
     },
     alone=True,
 )
@@ -126,14 +138,7 @@ TIME = Experiment(
     {
         "smoke": Size((TINY,), 1, repeats=2, time_limit_s=MINUTE, estimate_s=1),
         "laptop": Size((ZINC.with_params(train=160, test=10),), 5, repeats=7, time_limit_s=MINUTE, estimate_s=4),
-        "gpu": Size(
-            (LARGE.with_params(train=1280, test=10),),
-            8,
-            repeats=9,
-            estimate_s=8,
-            time_limit_s=4 * MINUTE,
-            memory_limit_bytes=16 * 2**30,
-        ),
+        "gpu": _on_gpu(LARGE.with_params(train=640, test=10), estimate_s=6),
     },
     kind="interleaved",
 )
@@ -145,7 +150,7 @@ OTHER_LAYERS = Experiment(
         for name in ("gin+", "gin", "gatedgcn+", "gatedgcn")
     ),
     learning.measure_trained,
-    {"gpu": Size((LARGE,), 5, estimate_s=35, time_limit_s=4 * MINUTE, memory_limit_bytes=16 * 2**30)},
+    {"gpu": _on_gpu(LARGE, estimate_s=22)},
 )
 ABLATION = Experiment(
     "ablation",
@@ -153,61 +158,21 @@ ABLATION = Experiment(
     (PLUS,),
     learning.measure_ablation,
     # dropout must be on to be removed
-    {
-        "gpu": Size(
-            (LARGE.with_params(train=3000, test=500, epochs=15, dropout=0.05),),
-            5,
-            estimate_s=60,
-            time_limit_s=4 * MINUTE,
-            memory_limit_bytes=16 * 2**30,
-        )
-    },
+    {"gpu": _on_gpu(LARGE.with_params(epochs=5, dropout=0.05), estimate_s=50)},
 )
 PEPTIDES = Experiment(
     "peptides",
     "antimicrobial or not, from the heavy-atom graph: average precision",
     (PLUS, GPS),
     learning.measure_trained,
-    {
-        "gpu": Size(
-            (
-                Workload(
-                    "2,000 AMP and UniProt peptides",
-                    {
-                        **SHARED,
-                        "task": "peptides",
-                        "train": 1500,
-                        "test": 500,
-                        "batch": 32,
-                        "layers": 4,
-                        "hidden": 64,
-                        "epochs": 11,
-                        "dropout": 0.1,
-                        "rate": 1e-3,
-                    },
-                ),
-            ),
-            5,
-            estimate_s=40,
-            time_limit_s=4 * MINUTE,
-            memory_limit_bytes=16 * 2**30,
-        )
-    },
+    {"gpu": _on_gpu(AMINO, estimate_s=27)},
 )
 PEPTIDES_SHUFFLED = Experiment(
     "peptides, shuffled",
     "the same training on labels that changed places",
     (Contender("gcn+", "control"), Contender("gps", "control")),
     learning.measure_trained,
-    {
-        "gpu": Size(
-            (PEPTIDES.sizes["gpu"].workloads[0].with_params(wrong_labels=1.0, epochs=5),),
-            5,
-            estimate_s=15,
-            time_limit_s=4 * MINUTE,
-            memory_limit_bytes=16 * 2**30,
-        )
-    },
+    {"gpu": _on_gpu(AMINO.with_params(wrong_labels=1.0, epochs=2), estimate_s=15)},
 )
 
 SMALL = "errors near 0.07, which took 10,000 molecules, 2,000 epochs and searched settings"

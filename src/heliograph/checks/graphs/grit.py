@@ -79,7 +79,7 @@ LARGE = Workload(
         "train": 3000,
         "test": 500,
         "batch": 128,
-        "epochs": 12,
+        "epochs": 8,
         "layers": 6,
         "hidden": 64,
         "heads": 8,
@@ -96,7 +96,7 @@ PATTERN, CLUSTER = (
             "train": 240,
             "test": 80,
             "batch": 16,
-            "epochs": 8,
+            "epochs": 5,
             "layers": 4,
             "hidden": 64,
             "heads": 8,
@@ -168,7 +168,7 @@ EPOCHS = Experiment(
     {
         "smoke": Size((TINY,), 1, time_limit_s=MINUTE, estimate_s=1),
         "laptop": Size((ZINC,), 5, time_limit_s=2 * MINUTE, estimate_s=6),
-        "gpu": _on_gpu(LARGE, estimate_s=15),
+        "gpu": _on_gpu(LARGE, estimate_s=28),
     },
 )
 SHUFFLED = Experiment(
@@ -178,7 +178,7 @@ SHUFFLED = Experiment(
     learning.measure_trained,
     {
         "laptop": Size((ZINC.with_params(wrong_labels=1.0, epochs=2),), 5, time_limit_s=2 * MINUTE, estimate_s=3),
-        "gpu": _on_gpu(LARGE.with_params(wrong_labels=1.0, epochs=3), estimate_s=8),
+        "gpu": _on_gpu(LARGE.with_params(wrong_labels=1.0, epochs=2), estimate_s=12),
     },
 )
 SECONDS = Experiment(
@@ -189,7 +189,7 @@ SECONDS = Experiment(
     {
         "smoke": Size((TINY.with_params(seconds=0.3),), 1, time_limit_s=MINUTE, estimate_s=1),
         "laptop": Size((ZINC.with_params(seconds=3.0),), 5, time_limit_s=2 * MINUTE, estimate_s=4.5),
-        "gpu": _on_gpu(LARGE.with_params(seconds=6.0), estimate_s=11),
+        "gpu": _on_gpu(LARGE.with_params(seconds=4.0), estimate_s=9),
     },
     alone=True,
 )
@@ -202,10 +202,10 @@ ABLATION = Experiment(
         "laptop": Size((FEW,), 1, time_limit_s=2 * MINUTE, estimate_s=4),
         "gpu": Size(
             (LARGE.with_params(shown=True),),
-            2,
+            1,
             time_limit_s=4 * MINUTE,
             memory_limit_bytes=GPU_MEMORY,
-            estimate_s=15,
+            estimate_s=30,
         ),
     },
 )
@@ -214,14 +214,14 @@ THREE_SETS = Experiment(
     "molecules, PATTERN and CLUSTER (generated from their definition) after the same epochs: quality on unseen graphs",
     (GRIT, GPS),
     learning.measure_trained,
-    {"gpu": _on_gpu(LARGE, PATTERN, CLUSTER, estimate_s=10)},
+    {"gpu": _on_gpu(LARGE, PATTERN, CLUSTER, estimate_s=27)},
 )
 COMMUNITIES_SHUFFLED = Experiment(
     "communities, shuffled",
     "the same training on labels dealt anew within each graph",
     (Contender("grit", "control"), Contender("gps", "control")),
     learning.measure_trained,
-    {"gpu": _on_gpu(*(w.with_params(wrong_labels=1.0, epochs=3) for w in (PATTERN, CLUSTER)), estimate_s=5)},
+    {"gpu": _on_gpu(*(w.with_params(wrong_labels=1.0, epochs=2) for w in (PATTERN, CLUSTER)), estimate_s=16)},
 )
 
 SMALL = "errors near 0.06, which took 10,000 molecules and 2,000 epochs"

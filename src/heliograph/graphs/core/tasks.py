@@ -193,7 +193,7 @@ class GraphTask:
 
 
 def load_task(name: str, seed: int = 0, **sizes: int) -> GraphTask:
-    """A task of :data:`TASKS` by name.
+    """A task of :data:`TASKS` by name; those of :data:`prepared.MAKERS` come from a kept file where there is one.
 
     Args:
         seed: of the draw and the split.
@@ -204,7 +204,12 @@ def load_task(name: str, seed: int = 0, **sizes: int) -> GraphTask:
     """
     if name not in TASKS:
         raise BadInput(f"no task {name!r}; choose from {', '.join(TASKS)}")
-    return TASKS[name](seed, **sizes)
+    from heliograph.graphs.core import prepared  # which knows this module's classes
+
+    def make() -> GraphTask:
+        return TASKS[name](seed, **sizes)
+
+    return prepared.keep_task(name, seed, sizes, make) if name in prepared.MAKERS else make()
 
 
 def infer_target(graphs: Sequence[Any], where: str = "the graphs") -> TargetSpec:

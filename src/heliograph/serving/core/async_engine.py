@@ -1,4 +1,4 @@
-"""An engine in a thread of its own, for many callers at once: one thread owns scheduler and cache, others send commands.
+"""An engine in a thread of its own, for many callers: one thread owns scheduler and cache, others send commands.
 
 Keys and values that another instance waits for are held under a lease; those that this one waits for are fetched by
 another thread and put into the cache between two steps.
@@ -7,17 +7,17 @@ another thread and put into the cache between two steps.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeVar
 
 from torch import Tensor
 
 from heliograph.errors import BadInput, HeliographError
-from heliograph.lm.core.sampling import SamplingParams
 from heliograph.serving.core.engine import Engine, EngineStats
 from heliograph.serving.core.request import FinishReason, Request, RequestState, Sample, Ticket
 from heliograph.serving.core.torch_executor import TorchExecutor
@@ -93,16 +93,18 @@ class Fetch(Protocol):
         ...
 
 
+def _nobody_listens(phase: str, request_id: str) -> None:
+    """What happens at a named phase of a transfer, where no test wants to interfere."""
+
+
 @dataclass(eq=False)
 class _Listener:
     loop: asyncio.AbstractEventLoop
     events: asyncio.Queue[StreamEvent]
 
     def tell(self, event: StreamEvent) -> None:
-        try:
+        with contextlib.suppress(RuntimeError):  # the caller's loop has ended, and nobody listens
             self.loop.call_soon_threadsafe(self.events.put_nowait, event)
-        except RuntimeError:
-            pass  # the caller's loop has ended, and nobody listens
 
 
 class AsyncEngine:
@@ -129,7 +131,7 @@ class AsyncEngine:
     ) -> None:
         self.engine, self.max_waiting, self.address, self.lease_s = engine, max_waiting, address, lease_s
         self.on_transfer_failure = on_transfer_failure
-        self.phase: Callable[[str, str], object] = lambda phase, request_id: None
+        self.phase: Callable[[str, str], object] = _nobody_listens
         self._fetch = fetch
         self._fetchers = ThreadPoolExecutor(4, thread_name_prefix="fetch") if fetch is not None else None
         if fetch is not None:
@@ -167,7 +169,7 @@ class AsyncEngine:
 
     async def abort_all(self) -> None:
         """Ends all requests; their callers hear ``finish="abort"``."""
-        await self.call(lambda: [self._abort(r) for r in list(self.engine.core.requests.values())])
+        await self.call(self._abort_all)
 
     async def stats(self) -> EngineStats:
         """Where the engine stands."""
@@ -224,7 +226,7 @@ class AsyncEngine:
         """Ends all requests and the thread; a second time does nothing."""
         if self._closed:
             return
-        self._post(lambda: [self._abort(r) for r in list(self.engine.core.requests.values())])
+        self._post(self._abort_all)
         self._closed = True
         self._commands.put(None)
         self._thread.join()
@@ -309,6 +311,10 @@ class AsyncEngine:
         if request.state is RequestState.FINISHED:
             self._tell(request, StreamEvent("", None, request.finish, num_prompt=request.num_prompt))
 
+    def _abort_all(self) -> None:
+        for request in list(self.engine.core.requests.values()):
+            self._abort(request)
+
     def _abort(self, request: Request) -> None:
         if self.engine.core.requests.get(request.id) is request:
             self.engine.abort(request.id)
@@ -327,7 +333,9 @@ class AsyncEngine:
         return Ticket(*self.address, lease.key, lease.tokens, self.engine.model.fingerprint, nbytes)
 
     def _start_load(self, request: Request) -> None:
-        assert self._fetchers is not None and self._fetch is not None and request.ticket is not None
+        assert self._fetchers is not None
+        assert self._fetch is not None
+        assert request.ticket is not None
         self.phase("fetching", request.id)
         future = self._fetchers.submit(self._fetch, request.ticket)
         future.add_done_callback(lambda done: self._post(lambda: self._loaded(request, done)))
@@ -337,7 +345,8 @@ class AsyncEngine:
             return
         core, ticket = self.engine.core, request.ticket
         executor = core.executor
-        assert ticket is not None and isinstance(executor, TorchExecutor)
+        assert ticket is not None
+        assert isinstance(executor, TorchExecutor)
         try:
             blocks = request.blocks[: core.kv.blocks_for(ticket.tokens)]
             executor.cache.write(blocks, done.result())
@@ -351,25 +360,3 @@ class AsyncEngine:
             return
         self.phase("loaded", request.id)
         core.scheduler.loaded(request, ticket.tokens)
-
-
-def with_settings(params: SamplingParams, **changes: Any) -> SamplingParams:
-    """The same settings with some changed.
-
-    Raises:
-        BadInput: a setting outside its range, or one that does not exist.
-    """
-    try:
-        return replace(params, **changes)
-    except TypeError as error:
-        raise BadInput(f"no such sampling setting: {error}") from None
-
-
-def token_lists(prompt: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]]) -> list[str | list[int]]:
-    """Prompts of a request, each a text or token numbers."""
-    if isinstance(prompt, str):
-        return [prompt]
-    items = list(prompt)
-    if items and all(isinstance(item, int) and not isinstance(item, bool) for item in items):
-        return [[int(item) for item in items]]  # type: ignore[arg-type]
-    return [item if isinstance(item, str) else [int(t) for t in item] for item in items]  # type: ignore[union-attr]

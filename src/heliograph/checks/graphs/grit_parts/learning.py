@@ -17,6 +17,8 @@ from heliograph.trials.check import Context
 
 __all__ = ["load_graphs", "measure_trained"]
 
+PAIRS_KEPT = 2_500_000
+
 
 def measure_trained(context: Context) -> Mapping[str, Any]:
     """One arm's quality on graphs it has not seen, by the names of the task's metrics."""
@@ -36,7 +38,10 @@ def load_graphs(context: Context) -> GraphTask:
     load = context.workload
     task = load_task(load["task"], seed=context.seed, train=load["train"], valid=0, test=load["test"])
     encoding = [encoding_of(context.contender, load)]
-    task = replace(task, train=tuple(cached(task.train, encoding)), test=tuple(cached(task.test, encoding)))
+    pairs = sum(int(graph.num_nodes) ** 2 for graph in (*task.train, *task.test))
+    small = pairs <= PAIRS_KEPT  # walks between many pairs are computed in less time than a file of them is compressed
+    train, test = (tuple(cached(graphs, encoding, use_cache=small)) for graphs in (task.train, task.test))
+    task = replace(task, train=train, test=test)
     if not load["wrong_labels"]:
         return task
     if task.target.level == "vertex":
