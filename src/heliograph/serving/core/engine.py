@@ -139,7 +139,7 @@ class EngineCore:
             Exception: what the executor failed with; the requests of that step have ended with "error".
         """
         plan = self.begin()
-        launched = None if plan is None else (plan, self.executor.launch(plan))
+        launched = None if plan is None else (plan, self._launch(plan))
         if self.overlap:
             due, self._flight = self._flight, launched
         else:
@@ -150,8 +150,7 @@ class EngineCore:
         try:
             result = running.wait()
         except Exception:
-            for row in done.rows:
-                self.abort(row.request.id, "error")
+            self._fail(done)
             raise
         return self.complete(done, result), done, result
 
@@ -178,6 +177,17 @@ class EngineCore:
             scheduler.recomputed_tokens,
             len(kv.leases),
         )
+
+    def _launch(self, plan: StepPlan) -> Launched:
+        try:
+            return self.executor.launch(plan)
+        except Exception:
+            self._fail(plan)
+            raise
+
+    def _fail(self, plan: StepPlan) -> None:
+        for row in plan.rows:
+            self.abort(row.request.id, "error")
 
     def _can_load(self) -> bool:
         return self.scheduler.on_load is not None and any(not r.blocks for r in self.scheduler.loading.values())
