@@ -1,7 +1,7 @@
 """Our graph layers against PyTorch Geometric's nearest: time and peak memory of a training step on the same batch.
 
-Interleaved in one process (A B A B); memory in fresh processes (Linux). Run it with
-``OMP_NUM_THREADS=1 python benchmarks/graphs_layers.py``; ``--help`` names the sizes.
+Interleaved in one process (A B A B); memory in processes of their own (Linux), or from the allocator on a GPU. Run it
+with ``OMP_NUM_THREADS=1 python benchmarks/graphs_layers.py``; ``--help`` names device, sizes and the JSON record.
 
 What is compared: a stack of bare layers with ReLU between, forward and backward and an AdamW update, float32. Ours keep
 the edge order and add rows by index; PyG's go through its message-passing base class. ``GatedGCN`` divides by the sum
@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
+from graphs_measure import interleaved_seconds, peak_bytes, ratio_to, write_record
 from torch import Tensor, nn
 from torch_geometric.nn import GCNConv, GINEConv, GPSConv, ResGatedGraphConv
 
@@ -61,8 +60,8 @@ def make_layers(kind: str, form: str, dim: int, depth: int) -> nn.ModuleList:
 
 
 def make_step(kind: str, form: str, options: argparse.Namespace) -> Callable[[], Tensor]:
-    x, edge_index, edge, batch = make_batch(options.graphs, options.dim)
-    layers = make_layers(kind, form, options.dim, options.depth)
+    x, edge_index, edge, batch = (part.to(options.device) for part in make_batch(options.graphs, options.dim))
+    layers = make_layers(kind, form, options.dim, options.depth).to(options.device)
     optimiser = torch.optim.AdamW(layers.parameters(), lr=1e-4)
 
     def step() -> Tensor:
@@ -93,60 +92,49 @@ def check_equal(dim: int) -> None:
     torch.testing.assert_close(gin(x, edge_index, edge), their_gin(x, edge_index, edge), atol=1e-4, rtol=1e-4)
 
 
-def peak_bytes(kind: str, form: str, options: argparse.Namespace) -> int:
-    """The peak of three steps above what libraries and inputs hold; in a fresh process."""
-    sizes = ["--graphs", str(options.graphs), "--dim", str(options.dim), "--depth", str(options.depth)]
-    command = [sys.executable, __file__, "--measure-memory", kind, form, *sizes]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
-def measure_memory(kind: str, form: str, options: argparse.Namespace) -> int:
-    small = argparse.Namespace(graphs=1, dim=options.dim, depth=options.depth)
-    make_step(kind, form, small)()  # libraries load what they need before the measurement
-    step = make_step(kind, form, options)
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from what is held now
-    before = high_water_bytes()
-    for _ in range(3):
-        step()
-    return high_water_bytes() - before
-
-
-def high_water_bytes() -> int:
-    status = Path("/proc/self/status").read_text()
-    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
     parser.add_argument("--graphs", type=int, default=64)
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--depth", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--measure-memory", nargs=2, metavar=("KIND", "FORM"), help=argparse.SUPPRESS)
+    parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    if options.measure_memory:
-        print(measure_memory(*options.measure_memory, options))
-        return
     check_equal(options.dim)
+    small = argparse.Namespace(**{**vars(options), "graphs": 1})
+    # memory first: a forked process must not take over what earlier steps have freed
+    peaks = {
+        (kind, form): peak_bytes(
+            partial(make_step, kind, form, options), partial(make_step, kind, form, small), options.device
+        )
+        for kind, forms in PAIRS.items()
+        for form in forms
+    }
     shape = f"{options.depth} layers x {options.dim} channels, {options.graphs} graphs of 23 vertices"
-    print(f"training step, {shape}, float32")
+    print(f"{options.device}: training step, {shape}, float32")
     print(f"{'layer':>10} {'form':>18} {'ms':>8} {'peak MiB':>9} | time and memory over ours (paired median)")
+    rows = []
     for kind, forms in PAIRS.items():
         steps = {form: make_step(kind, form, options) for form in forms}
-        times: dict[str, list[float]] = {form: [] for form in forms}
-        for repeat in range(options.repeats + 2):
-            for form, step in steps.items():
-                start = time.perf_counter()
-                step()
-                if repeat >= 2:  # the first two warm up
-                    times[form].append(time.perf_counter() - start)
-        peaks = {form: peak_bytes(kind, form, options) for form in forms}
+        times = interleaved_seconds(steps, options.repeats, 2, options.device)
         for form in forms:
-            ratio = statistics.median(b / a for a, b in zip(times["ours"], times[form], strict=True))
-            memory = peaks[form] / max(1, peaks["ours"])
+            ratio, memory = ratio_to(times, "ours", form), peaks[kind, form] / max(1, peaks[kind, "ours"])
+            row = {
+                "layer": kind,
+                "form": form,
+                "seconds": statistics.median(times[form]),
+                "peak_bytes": peaks[kind, form],
+                "time_over_ours": ratio,
+                "memory_over_ours": memory,
+            }
+            rows.append(row)
             tail = "" if form == "ours" else f"{ratio:.2f}x time, {memory:.2f}x memory"
-            line = f"{kind:>10} {form:>18} {statistics.median(times[form]) * 1e3:>8.1f} {peaks[form] / 2**20:>9.1f}"
+            line = f"{kind:>10} {form:>18} {row['seconds'] * 1e3:>8.1f} {row['peak_bytes'] / 2**20:>9.1f}"
             print(f"{line} | {tail}")
+    if options.output is not None:
+        sizes = {name: getattr(options, name) for name in ("graphs", "dim", "depth", "repeats")}
+        write_record(options.output, options.device, rows, **sizes)
 
 
 if __name__ == "__main__":

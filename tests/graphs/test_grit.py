@@ -88,7 +88,7 @@ def test_graphs_of_unlike_sizes_lie_in_blocks_of_their_own():
     assert [int(block.mask.sum()) for block in layout.blocks] == [58, 3, 2, 1]
     assert len(set(layout.pair_place.tolist())) == support.num_edges
     one_large = estimate_bytes([200, *[20] * 31], C, 1)
-    assert one_large["dense"] == one_large["edges"]
+    assert one_large["dense"] * pairs.KEPT["edges"] == one_large["edges"] * pairs.KEPT["dense"]
 
 
 def test_pair_statistics_are_those_of_all_real_pairs_of_the_batch():
@@ -479,7 +479,7 @@ def test_pairs_that_do_not_fit_are_refused_before_the_first_layer(monkeypatch):
     model, graph = model_of(layers=4), path_of(60)
     monkeypatch.setattr(pairs, "UNQUESTIONED_BYTES", 0)
     need = estimate_bytes([60], C, 4)["dense"]
-    assert need == 60 * 60 * C * 4 * 4 * pairs.KEPT
+    assert need == 60 * 60 * C * 4 * 4 * pairs.KEPT["dense"]
     monkeypatch.setattr(pairs, "available_bytes", lambda device: need - 1)
     with pytest.raises(MemoryEstimateError, match=r"3,600 pairs of 1 graphs \(largest: 60 vertices\).*smaller batches"):
         model(graph)
@@ -501,7 +501,8 @@ def test_where_padding_does_not_fit_the_edge_list_may(monkeypatch):
 
 def test_the_estimate_is_near_what_autograd_keeps():
     model = model_of(hidden=32, layers=4, pair_outputs=True)
-    batch = Batch.from_data_list([path_of(12, seed) for seed in range(8)])
+    sizes = [12, 11, 10, 12, 9, 12, 11, 10]
+    batch = Batch.from_data_list([path_of(size, seed) for seed, size in enumerate(sizes)])
     for backend in BACKENDS:
         model.backend = backend
         kept = {}
@@ -513,7 +514,14 @@ def test_the_estimate_is_near_what_autograd_keeps():
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             model(batch)
         total = sum(size for size, _ in kept.values())
-        assert total == pytest.approx(estimate_bytes([12] * 8, 32, 4)[backend], rel=0.25)
+        assert total == pytest.approx(estimate_bytes(sizes, 32, 4)[backend], rel=0.25)
+
+
+def test_graphs_of_one_size_are_laid_out_without_copies():
+    same, *_ = rows_of([5, 5, 5])
+    other, *_ = rows_of([5, 4, 5])
+    assert PairLayout.of(same, "dense", hidden=C).pair_place is None
+    assert PairLayout.of(other, "dense", hidden=C).pair_place is not None
 
 
 def test_sizes_of_all_kinds_are_laid_out_without_overlap():
@@ -521,7 +529,7 @@ def test_sizes_of_all_kinds_are_laid_out_without_overlap():
         batch = torch.repeat_interleave(torch.arange(3), torch.tensor(sizes))
         support = complete_support(len(batch), batch)
         layout = PairLayout.of(support, "dense", hidden=C)
-        if sum(sizes):
+        if sum(sizes) and layout.pair_place is not None:  # None where all graphs have one size
             assert len(set(layout.pair_place.tolist())) == sum(n * n for n in sizes)
             assert len(set(layout.vertex_place.tolist())) == sum(sizes)
 

@@ -9,6 +9,7 @@ from heliograph.errors import MissingExtra
 
 if TYPE_CHECKING:
     from heliograph.graphs.core.encodings import RRWP, RWSE
+    from heliograph.graphs.core.equivariant import EquivariantLinear
     from heliograph.graphs.core.train import FittedModel, evaluate, fit, load_model, predict
     from heliograph.graphs.floydnet import (
         DiffusionTour,
@@ -37,6 +38,7 @@ __all__ = [
     "RRWP",
     "RWSE",
     "DiffusionTour",
+    "EquivariantLinear",
     "FittedModel",
     "FloydNet",
     "GNNPlus",
@@ -67,6 +69,7 @@ _HOME = {
     **dict.fromkeys(__all__, "heliograph.graphs.floydnet"),
     **dict.fromkeys(("RRWP", "RWSE"), "heliograph.graphs.core.encodings"),
     **dict.fromkeys(("FittedModel", "evaluate", "fit", "load_model", "predict"), "heliograph.graphs.core.train"),
+    "EquivariantLinear": "heliograph.graphs.core.equivariant",
     "GNNPlus": "heliograph.graphs.gnn_plus",
     **dict.fromkeys(("GRIT", "GRITLayer"), "heliograph.graphs.grit"),
     **dict.fromkeys(("MeshGraphNet", "MeshSimulator", "MeshTransformer"), "heliograph.graphs.mesh_transformer"),

@@ -31,13 +31,17 @@ app.add_typer(mesh_app, name="mesh_transformer")
 DataPath = Annotated[
     Path,
     typer.Argument(
-        help="A .pt file, a SMILES table (.csv, .parquet), a .graphml file or folder, or a folder with edges.csv."
+        help="A .pt file, a SMILES table (.csv, .parquet), a .graphml file or folder, a mesh (.vtu, .vtk, .msh) or a "
+        "folder of meshes, or a folder with edges.csv."
     ),
 ]
 ModelPath = Annotated[Path, typer.Argument(help="A model folder that fit wrote.")]
 Target = Annotated[str, typer.Option(help="Target column or attribute; several separated by commas.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
-SplitColumn = Annotated[str, typer.Option(help="Column that says train, valid or test; a random split otherwise.")]
+SplitColumn = Annotated[
+    str,
+    typer.Option(help="Column that says train, valid or test, or 'scaffold' for SMILES; a random split otherwise."),
+]
 
 
 @app.command()
@@ -46,6 +50,9 @@ def fit(
     output: Annotated[Path, typer.Option("--output", "-o", help="The model folder to write.")],
     target: Target = "",
     split: SplitColumn = "",
+    inputs: Annotated[
+        str, typer.Option(help="Of meshes: point data that vertices know, separated by commas; all but the target.")
+    ] = "",
     valid: Annotated[float, typer.Option(help="Share of the graphs for validation.")] = 0.1,
     test: Annotated[float, typer.Option(help="Share of the graphs for the final test.")] = 0.1,
     model: Annotated[
@@ -85,13 +92,16 @@ def fit(
     _choose("--pool", pool, ("sum", "mean", "max"))
     _choose("--precision", precision, ("32", "bf16", "16"))
     _choose("--device", device, ("auto", "cpu", "cuda"))
+    from heliograph.graphs.core.heap import keep_freed_memory
     from heliograph.graphs.inputs import make_task, read_graphs
     from heliograph.graphs.models import MODELS, Shape
 
     _choose("--model", model, tuple(MODELS))
+    if device != "cuda":
+        keep_freed_memory()
     switches = tuple(name.strip() for name in off.split(",") if name.strip())
     shape = Shape(layers, hidden, dropout, walk_steps, pool, conv, switches)
-    read = read_graphs(data, target, split=split)
+    read = read_graphs(data, target, split=split, inputs=_names(inputs) or None)
     task = make_task(read, str(data), seed=seed, valid=valid, test=test)
     _say_task(task)
     settings = {
@@ -163,7 +173,8 @@ def predict(
     model: ModelPath,
     data: DataPath,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="CSV file to write; standard output otherwise.")
+        Path | None,
+        typer.Option("--output", "-o", help="CSV file to write, or for meshes a mesh or folder; else standard output."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -174,6 +185,7 @@ def predict(
     from heliograph.graphs.core.train import predict as answer
 
     fitted = load_model(model)
+    mesh_output = _mesh_output(data, output)
     read = _read_for(fitted, data, "", need_target=False)
     answers = answer(fitted, encoded(fitted.model, read.graphs))
     names = list(fitted.target.columns) or ["y"]
@@ -194,6 +206,9 @@ def predict(
             columns = names if len(names) == len(shown) else [f"{names[0]}{c}" for c in range(len(shown))]
             rows.append({**place, **dict(zip(columns, map(float, shown), strict=True))})
     _say_notes(read.notes)
+    if mesh_output is not None:
+        _write_meshes(data, mesh_output, read, rows)
+        return
     if as_json:
         typer.echo(json.dumps(rows, indent=1))
         return
@@ -244,6 +259,8 @@ def _train(
     metrics = {kind: score(fitted, part) for kind, part in zip(kinds, parts, strict=True) if part}
     metrics.setdefault("valid", metrics["test"])
     facts = {"classes": list(read.classes), "vocabulary": [list(kind) for kind in read.vocabulary], "data": task.name}
+    if read.arrays:
+        facts |= {"inputs": list(read.inputs), "arrays": list(read.arrays)}
     scores = {part: dict(found.values) for part, found in metrics.items()}
     return keep_with(fitted, metrics=scores, notes=list(task.notes), **facts), metrics
 
@@ -253,8 +270,60 @@ def _read_for(fitted: FittedModel, data: Path, target: str, *, need_target: bool
 
     extra = fitted.extra or {}
     kinds = [(str(kind[0]), int(kind[1]), int(kind[2])) for kind in extra.get("vocabulary", [])]
-    names = target or ",".join(fitted.target.columns)
-    return read_graphs(data, names, vocabulary=kinds, classes=extra.get("classes", ()), need_target=need_target)
+    names = target or ",".join(extra.get("arrays", fitted.target.columns))
+    return read_graphs(
+        data,
+        names,
+        vocabulary=kinds,
+        classes=extra.get("classes", ()),
+        inputs=extra.get("inputs"),
+        need_target=need_target,
+    )
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _mesh_output(data: Path, output: Path | None) -> Path | None:
+    """Where meshes with predictions go, if that is what was asked for; refused before work starts where they cannot.
+
+    Raises:
+        BadInput: a place of the wrong kind.
+    """
+    from heliograph.graphs.mesh_inputs import MESHES, mesh_files
+
+    if output is None or output.suffix == ".csv" or not mesh_files(data):
+        return None
+    if data.is_dir() and (output.suffix or output.is_file()):
+        raise BadInput(f"{data} is a folder of meshes; --output takes a folder for them or a .csv file; got {output}")
+    if not data.is_dir() and output.suffix.lower() not in MESHES:
+        raise BadInput(f"{data} is a mesh; --output takes {', '.join(MESHES)} or .csv; got {output}")
+    if output.resolve() == data.resolve():
+        raise BadInput(f"{output} is what predictions are made for; choose another place")
+    return output
+
+
+def _write_meshes(data: Path, output: Path, read: ReadGraphs, rows: list[dict[str, Any]]) -> None:
+    """The predictions beside the arrays that the meshes have, under their names and ``_predicted``."""
+    import numpy as np
+
+    from heliograph.graphs.mesh_inputs import write_meshes
+
+    arrays: list[dict[str, Any]] = []
+    start = 0
+    for graph in read.graphs:
+        own = rows[start : start + int(graph.num_nodes)]
+        start += len(own)
+        names = [name for name in own[0] if name not in ("graph", "vertex")]
+        arrays.append(
+            {
+                name if name == "probability" else f"{name}_predicted": np.array([float(row[name]) for row in own])
+                for name in names
+            }
+        )
+    written = write_meshes(data, output, arrays)
+    typer.echo(f"{len(written)} mesh{'es' * (len(written) > 1)} with predictions: {output}")
 
 
 def _checkpoints(output: Path) -> Path:

@@ -4,6 +4,7 @@
 ``*.pt``            a PyTorch Geometric ``Data``, ``Batch`` or list of them; only tensors are read, no code is run
 ``*.graphml``       one graph, or a folder of them (one graph a file); the target is a vertex or graph attribute
 ``*.csv``           with a SMILES column: one molecule a row, numbers or classes in other columns
+meshes              ``*.vtu``, ``*.vtk`` or ``*.msh``, or a folder of them (one graph a file); see :mod:`mesh_inputs`
 a folder            ``edges.csv`` (source, target[, graph][, weight, features]) and ``vertices.csv`` ([graph,] features,
                     targets), and for graph targets ``graphs.csv``; ``.parquet`` in place of ``.csv`` wherever it stands
 =================== ===============================================================================================
@@ -30,7 +31,9 @@ from torch_geometric.data import Data
 
 from heliograph.data import molecules
 from heliograph.errors import BadInput, MissingData
+from heliograph.graphs.core.splits import murcko_scaffolds, scaffold_split
 from heliograph.graphs.core.tasks import GraphTask, TargetSpec, infer_target, molecule_graph, random_split
+from heliograph.graphs.mesh_inputs import MESHES, mesh_files, read_meshes
 from heliograph.graphs.user_data import check_graph, load_graphs
 
 __all__ = ["ReadGraphs", "make_task", "read_graphs"]
@@ -49,6 +52,8 @@ class ReadGraphs:
         classes: names of the classes, where they were not numbered.
         vocabulary: kinds of atom by number, for molecules.
         split: the part of each graph, where a column says so.
+        scaffolds: of each molecule, where the split shall keep them apart.
+        inputs, arrays: of meshes, the names of point data that vertices know and that are learned.
         notes: sentences for the user: rows left out, what was inferred.
     """
 
@@ -58,6 +63,9 @@ class ReadGraphs:
     vocabulary: tuple[molecules.AtomKind, ...] = ()
     split: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    scaffolds: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
+    arrays: tuple[str, ...] = ()
 
 
 def read_graphs(
@@ -67,6 +75,7 @@ def read_graphs(
     split: str = "",
     vocabulary: Sequence[molecules.AtomKind] = (),
     classes: Sequence[str] = (),
+    inputs: Sequence[str] | None = None,
     need_target: bool = True,
 ) -> ReadGraphs:
     """Reads and checks graphs.
@@ -74,8 +83,10 @@ def read_graphs(
     Args:
         path: a file or folder of the table above.
         target: name of the target column or attribute; several separated by commas. ``y`` where empty.
-        split: name of the column that says ``train``, ``valid`` or ``test``.
+        split: name of the column that says ``train``, ``valid`` or ``test``; "scaffold" for SMILES tables without
+            such a column keeps molecules of one Bemis-Murcko scaffold together.
         vocabulary, classes: of the training data, when reading for a model that was trained before.
+        inputs: of meshes, the arrays of point data that vertices know; all but the target where None.
         need_target: False reads graphs to predict.
 
     Raises:
@@ -85,18 +96,27 @@ def read_graphs(
     if not path.exists():
         raise BadInput(f"{path} does not exist")
     names = tuple(name.strip() for name in target.split(",") if name.strip())
+    meshes = path.suffix.lower() in MESHES
+    if inputs is not None and not (meshes or path.is_dir()):
+        raise BadInput(f"{path} is no mesh: --inputs names arrays of point data")
     if path.suffix == ".pt":
         found = _read_pt(path, names)
     elif path.is_dir() and _table_path(path, "edges") is not None:
         found = _read_tables(path, names, split, classes, need_target)
     elif path.suffix == ".graphml" or (path.is_dir() and any(path.glob("*.graphml"))):
         found = _read_graphml(path, names, classes, need_target)
+    elif meshes or (path.is_dir() and mesh_files(path)):
+        if split:
+            raise BadInput(f"{path}: meshes have no column {split!r}; the split is random")
+        mesh = read_meshes(path, names, inputs, need_target=need_target)
+        found = ReadGraphs(mesh.graphs, mesh.columns, notes=mesh.notes, inputs=mesh.inputs, arrays=names)
     elif path.suffix in (".csv", ".parquet"):
         found = _read_smiles(path, names, split, vocabulary, classes, need_target)
     else:
         raise BadInput(
             f"{path}: cannot tell what this is; expected a .pt file, a .graphml file or folder, a .csv or .parquet "
-            "table with a SMILES column, or a folder with edges.csv and vertices.csv"
+            "table with a SMILES column, a .vtu, .vtk or .msh mesh or a folder of those, or a folder with edges.csv "
+            "and vertices.csv"
         )
     for place, graph in enumerate(found.graphs):
         check_graph(f"{path}, graph {place}", graph, need_target=need_target)
@@ -122,6 +142,10 @@ def make_task(
             raise BadInput(
                 f"{name}: the split has {len(parts[0])} training and {len(parts[2])} test rows; both need some"
             )
+    elif read.scaffolds:
+        dealt = scaffold_split(read.scaffolds, valid, test)
+        parts = tuple([graphs[place] for place in places] for places in dealt)
+        notes.append(f"{len(set(read.scaffolds))} scaffolds, dealt whole, the largest to training")
     elif len(graphs) == 1 and target.level == "vertex" and mask_single:
         parts = _split_vertices(graphs[0], target, seed, valid, test)
         notes.append("one graph: its vertices are split, and all three parts see all edges (transductive)")
@@ -283,8 +307,12 @@ def _read_smiles(
         y, labels = _targets({n: [v[place] for place in kept] for n, v in columns.items()}, classes, str(path))
         for graph, row in zip(graphs, y, strict=True):
             graph.y = row.unsqueeze(0)
+    notes = (note,) if note else ()
+    if split == "scaffold" and split not in table:
+        scaffolds = tuple(murcko_scaffolds([mol.smiles for mol in mols]))
+        return ReadGraphs(tuple(graphs), tuple(names), labels, kinds, (), notes, scaffolds)
     parts = _split_column(table, split, path, kept)
-    return ReadGraphs(tuple(graphs), tuple(names), labels, kinds, parts, (note,) if note else ())
+    return ReadGraphs(tuple(graphs), tuple(names), labels, kinds, parts, notes)
 
 
 def _read_tables(

@@ -132,3 +132,20 @@ def test_shapes_that_do_not_fit_are_refused():
         attend(support, q, k, v, torch.zeros(4, H, dtype=torch.float64))
     with pytest.raises(BadInput, match="2 D = 6"):
         attend(support, q, k, v, score=GritScore(H, D).double())
+
+
+def test_grit_states_and_slopes_are_those_of_the_formula_where_z_is_zero_and_where_it_is_not():
+    torch.manual_seed(0)
+    q = torch.randn(3, 1, H, D, dtype=torch.float64)
+    k, scale, shift = (torch.randn(*shape, H, D, dtype=torch.float64) for shape in ((1, 4), (3, 4), (3, 4)))
+    scale[0, 0] = 0.0  # z = 0 there
+    score = GritScore(H, D, clamp=None).double()
+    inputs = [part.requires_grad_() for part in (q, k, scale, shift)]
+    found = score(q, k, torch.cat([scale, shift], dim=-1)).pair
+    z = (q + k) * scale
+    expected = torch.relu(z.sign() * ((z.abs() + 1e-6).sqrt() - 1e-3) + shift)
+    torch.testing.assert_close(found, expected, atol=1e-14, rtol=0)
+    weight = torch.randn_like(expected)
+    slopes = [torch.autograd.grad((out * weight).sum(), inputs) for out in (found, expected)]
+    for ours, theirs in zip(*slopes, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=1e-10)

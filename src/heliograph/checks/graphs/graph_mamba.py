@@ -88,7 +88,7 @@ PEPTIDES_LOAD = Workload(
         "train": 1000,
         "test": 500,
         "batch": 32,
-        "epochs": 6,
+        "epochs": 3,
         "layers": 4,
         "walks": 4,
         "samples": 2,
@@ -219,7 +219,7 @@ PEPTIDES = Experiment(
     "antimicrobial or not, from the heavy-atom graph: average precision",
     (MAMBA, GPS),
     learning.measure_trained,
-    {"gpu": Size((PEPTIDES_LOAD,), 8, time_limit_s=4 * MINUTE, memory_limit_bytes=GPU_BYTES, estimate_s=45)},
+    {"gpu": Size((PEPTIDES_LOAD,), 8, time_limit_s=4 * MINUTE, memory_limit_bytes=GPU_BYTES, estimate_s=65)},
 )
 PEPTIDES_SHUFFLED = Experiment(
     "peptides, shuffled",
@@ -228,7 +228,7 @@ PEPTIDES_SHUFFLED = Experiment(
     learning.measure_trained,
     {
         "gpu": Size(
-            (PEPTIDES_LOAD.with_params(shuffle=True, epochs=2),),
+            (PEPTIDES_LOAD.with_params(shuffle=True, epochs=1),),
             8,
             time_limit_s=4 * MINUTE,
             memory_limit_bytes=GPU_BYTES,

@@ -13,10 +13,11 @@ from __future__ import annotations
 import importlib.util
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from heliograph.errors import BadInput, MemoryEstimateError
 from heliograph.graphs.core.aggregate import segment_mean, segment_softmax, segment_sum, take_rows
@@ -43,6 +44,7 @@ Chosen = Literal["edges", "dense", "csr"]
 Aggregate = Literal["softmax", "ratio", "sum", "mean"]
 ATTEND_BUDGET_BYTES = 8 * 2**30
 RATIO_FLOOR = 1e-6
+ROOT_SHIFT = 1e-6
 
 
 @dataclass(frozen=True)
@@ -138,8 +140,9 @@ class GritScore(nn.Module):
             found = "none" if pair is None else str(pair.shape[-1])
             raise BadInput(f"GRIT's score needs pair states of 2 D = {2 * q.shape[-1]} channels a head; got {found}")
         scale, shift = pair.chunk(2, dim=-1)
-        state = torch.relu(_signed_root((q + k) * scale) + shift)
-        logits = (state * self.weight).sum(-1)
+        state = _GritState.apply(q, k, scale, shift)  # type: ignore[no-untyped-call]
+        one_type = state.dtype == self.weight.dtype  # else the sum is taken in the wider type
+        logits = torch.einsum("...hd,hd->...h", state, self.weight) if one_type else (state * self.weight).sum(-1)
         return Scored(logits if self.clamp is None else logits.clamp(-self.clamp, self.clamp), state)
 
 
@@ -341,10 +344,35 @@ def _with_bias(logits: Tensor, pair: Tensor | None) -> Tensor:
     return logits if pair is None else logits + pair
 
 
-def _signed_root(values: Tensor) -> Tensor:
-    """sign(z) sqrt(|z|), shifted by 1e-6 under the root so that its slope at 0 is finite."""
-    shift = 1e-6
-    return values.sign() * ((values.abs() + shift).sqrt() - math.sqrt(shift))
+class _GritState(torch.autograd.Function):
+    """relu(rho((q + k) w) + b), rho(z) = sign(z) sqrt(|z|), shifted under the root so that its slope at 0 is finite.
+
+    The backward pass computes z again from q, k and w, so that of all pairs only the result is kept beside w.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        z = (q + k) * scale
+        root = z.abs().add_(ROOT_SHIFT).sqrt_().sub_(math.sqrt(ROOT_SHIFT))
+        state = root.mul_(z.sign_()).add(shift).relu_()
+        ctx.save_for_backward(q, k, scale, state)
+        ctx.shift_shape = shift.shape
+        return state
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        q, k, scale, state = ctx.saved_tensors
+        through = grad * (state > 0)
+        both = q + k
+        z = both * scale
+        slope = z.abs().add_(ROOT_SHIFT).sqrt_().mul_(2)
+        at_z = (through / slope).masked_fill_(z == 0, 0.0)
+        at_scale = both.mul_(at_z) if both.shape == at_z.shape and both.dtype == at_z.dtype else both * at_z
+        at_both = at_z.mul_(scale)
+        found = (at_both, at_both, at_scale, through)
+        wanted = (q.shape, k.shape, scale.shape, ctx.shift_shape)
+        return tuple(part.sum_to_size(shape) for part, shape in zip(found, wanted, strict=True))
 
 
 def _check(support: Support, q: Tensor, k: Tensor, v: Tensor, pair: Tensor | None) -> None:

@@ -64,7 +64,10 @@ def train_supervised(
     cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
     clock = time.process_time if cpu else time.perf_counter
     generator = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=betas, weight_decay=weight_decay)
+    # foreach: the same numbers as one parameter at a time, which is what torch does on a CPU by itself, in less time
+    optimiser = torch.optim.AdamW(
+        model.parameters(), lr=learning_rate, betas=betas, weight_decay=weight_decay, foreach=True
+    )
     history: list[float] = []
     order: list[int] = []
     model.train()

@@ -9,6 +9,7 @@ Shapes: R rows, K steps, C channels, D inner channels, S numbers of state a chan
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -138,6 +139,6 @@ class BidirectionalSSM(nn.Module):
     def forward(self, x_RKC: Tensor, borders: Borders | None = None) -> Tensor:
         """[R, K, C]; with ``borders`` no sequence of a row hears another."""
         normed = self.norm(x_RKC)
-        mixed = torch.stack([scan(normed, borders) for scan in self.scans]).sum(0)
+        mixed = functools.reduce(torch.add, [scan(normed, borders) for scan in self.scans])
         out: Tensor = x_RKC + self.dropout(self.out(mixed))
         return out

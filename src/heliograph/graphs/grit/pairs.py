@@ -26,7 +26,7 @@ __all__ = ["Backend", "Block", "Heard", "PairLayout", "available_bytes", "estima
 
 Backend = Literal["auto", "dense", "edges"]
 SIMILAR = 0.7  # share of a block's largest graph that its smallest has at least: at most twice the pairs are padded
-KEPT = 15  # tensors of all channels that a layer keeps for the backward pass, a pair
+KEPT = {"dense": 9, "edges": 12}  # tensors of all channels that a layer keeps for the backward pass, a pair
 UNQUESTIONED_BYTES = 256 * 2**20
 
 
@@ -56,7 +56,8 @@ class PairLayout:
     Attributes:
         support: the complete support of the batch.
         blocks: of the ``dense`` back end; none for ``edges``.
-        vertex_place, pair_place: [N] and [P], where each row lies in the blocks, laid end to end.
+        vertex_place, pair_place: [N] and [P], where each row lies in the blocks, laid end to end; None where all graphs
+            have one size, so that rows and blocks have one order and nothing is padded.
     """
 
     support: Support
@@ -154,8 +155,6 @@ class PairLayout:
         keep_state: bool,
         keep_weights: bool,
     ) -> Heard:
-        assert self.vertex_place is not None
-        assert self.pair_place is not None
         vertices = sum(block.graphs * block.size for block in self.blocks)
         pairs = sum(block.graphs * block.size**2 for block in self.blocks)
         parts = [_place(rows, self.vertex_place, vertices) for rows in (q, k, v)]
@@ -174,10 +173,10 @@ class PairLayout:
             states.append(state_GMMHD.flatten(0, 2))
             all_weights.append(raw_GMMH.flatten(0, 2))
         return Heard(
-            _join(outs).index_select(0, self.vertex_place),
-            _join(heards).index_select(0, self.vertex_place),
-            _join(states).index_select(0, self.pair_place) if keep_state else None,
-            _join(all_weights).index_select(0, self.pair_place) if keep_weights else None,
+            _take(_join(outs), self.vertex_place),
+            _take(_join(heards), self.vertex_place),
+            _take(_join(states), self.pair_place) if keep_state else None,
+            _take(_join(all_weights), self.pair_place) if keep_weights else None,
         )
 
     def _slices(self) -> Iterator[tuple[Block, slice, slice]]:
@@ -203,7 +202,7 @@ def estimate_bytes(sizes: Sequence[int], hidden: int, layers: int, element_size:
         "edges": sum(size * size for size in sizes),
         "dense": sum(len(group) * sizes[group[0]] ** 2 for group in _groups(sizes)),
     }
-    return {name: count * hidden * held * KEPT * element_size for name, count in pairs.items()}
+    return {name: count * hidden * held * KEPT[name] * element_size for name, count in pairs.items()}
 
 
 def available_bytes(device: torch.device) -> int:
@@ -228,8 +227,11 @@ def _groups(sizes: Sequence[int]) -> list[list[int]]:
     return groups
 
 
-def _lay_out(support: Support, sizes: Sequence[int]) -> tuple[tuple[Block, ...], Tensor, Tensor]:
+def _lay_out(support: Support, sizes: Sequence[int]) -> tuple[tuple[Block, ...], Tensor | None, Tensor | None]:
     device = support.batch.device
+    if sizes and sizes[0] and set(sizes) == {sizes[0]}:
+        full = torch.ones((len(sizes), sizes[0]), dtype=torch.bool, device=device)
+        return (Block(len(sizes), sizes[0], full),), None, None
     blocks, first_vertex, first_pair, padded = [], [0] * len(sizes), [0] * len(sizes), [0] * len(sizes)
     vertex = pair = 0
     for group in _groups(sizes):
@@ -246,8 +248,14 @@ def _lay_out(support: Support, sizes: Sequence[int]) -> tuple[tuple[Block, ...],
     return tuple(blocks), vertex_start + place, pair_place
 
 
-def _place(rows: Tensor, place: Tensor, total: int) -> Tensor:
+def _take(rows: Tensor, place: Tensor | None) -> Tensor:
+    return rows if place is None else rows.index_select(0, place)
+
+
+def _place(rows: Tensor, place: Tensor | None, total: int) -> Tensor:
     """The rows where they lie in the blocks, 0 elsewhere."""
+    if place is None:
+        return rows
     return rows.new_zeros((total, *rows.shape[1:])).index_copy(0, place, rows)
 
 

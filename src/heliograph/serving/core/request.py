@@ -94,6 +94,7 @@ class Request:
         tokens: the prompt and the answer so far.
         num_computed: tokens whose keys and values are in the cache, or will be once the step in flight ends.
         num_pending: sampled tokens of the step in flight, which are not yet known.
+        num_in_flight: steps under way that it takes part in.
         blocks: of the cache, in order.
         state, finish: where it stands, and why it ended.
         hashes, num_published: names of its full blocks, and how many of them others can find.
@@ -131,6 +132,7 @@ class Request:
     first_token_s: float | None = None
     finished_s: float | None = None
     num_published: int = 0
+    num_in_flight: int = 0
 
     def __post_init__(self) -> None:
         """Refuses a prompt without tokens."""

@@ -151,6 +151,8 @@ class Scheduler:
         self._start_loads()
         while self.waiting and budget and not preempted and len(self.running) < self.config.max_sequences:
             request = self.waiting[0]
+            if request.num_in_flight:
+                break  # pre-empted a moment ago: the token under way would be drawn twice
             shared = self.kv.match(request)
             request.num_computed = len(shared) * self.kv.pool.block_size
             count = self._count(request, budget)
@@ -171,6 +173,7 @@ class Scheduler:
         taken = []
         for row, sample in zip(plan.rows, samples, strict=True):
             request = row.request
+            request.num_in_flight -= 1
             if row.sample and row.epoch == request.epoch:
                 request.num_pending -= 1
             if request.state is RequestState.FINISHED:
@@ -272,6 +275,7 @@ class Scheduler:
     def _plan(self, request: Request, count: int) -> Row:
         start = request.num_computed
         request.num_computed += count
+        request.num_in_flight += 1
         sample = request.need == 0
         row = Row(
             request, start, count, tuple(request.blocks), sample, pending=request.num_pending > 0, epoch=request.epoch
