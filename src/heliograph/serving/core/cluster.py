@@ -1,0 +1,621 @@
+"""Several instances behind one door: a router places each request, instances hand keys and values over, failures heal.
+
+An instance has no state that matters elsewhere: its role is an entry in the router's lists, and changes without a
+restart. Tokens so far are kept here, so that a request whose instance dies goes on at another one with the same tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, Protocol
+
+from heliograph.errors import BadInput, HeliographError
+from heliograph.lm.core.load import LanguageModel
+from heliograph.lm.core.tokens import StopText, TextStream
+from heliograph.serving.core.async_engine import EngineClosed, Overloaded, StreamEvent
+from heliograph.serving.core.engine import EngineStats
+from heliograph.serving.core.frames import pack, read_frame
+from heliograph.serving.core.openai_api import Generation
+from heliograph.serving.core.request import FinishReason, Ticket
+from heliograph.serving.core.worker import WorkerConfig, event_from_wire
+
+__all__ = [
+    "Cluster",
+    "ClusterBackend",
+    "Instance",
+    "InstanceLost",
+    "InstanceView",
+    "LeastOutstanding",
+    "Placement",
+    "Role",
+    "RoundRobin",
+    "Router",
+    "RoutingRequest",
+]
+
+Role = Literal["prefill", "decode", "mix"]
+Health = Literal["ready", "suspect", "removed"]
+
+
+class InstanceLost(HeliographError):
+    """An instance died or went silent while it served a request."""
+
+
+@dataclass
+class InstanceView:
+    """What a router knows of an instance.
+
+    Attributes:
+        name, role, health: its own.
+        prefill_requests, prefill_tokens: placed there and not yet computed.
+        decode_requests, decode_tokens: decoding there, and their tokens of context.
+        kv_usage: as last reported.
+        num_blocks, block_size: of its cache.
+        transfers: hand-overs under way, from or to it; its role does not change meanwhile.
+    """
+
+    name: str
+    role: Role = "mix"
+    health: Health = "ready"
+    prefill_requests: int = 0
+    prefill_tokens: int = 0
+    decode_requests: int = 0
+    decode_tokens: int = 0
+    kv_usage: float = 0.0
+    num_blocks: int = 0
+    block_size: int = 16
+    transfers: int = 0
+
+    @property
+    def outstanding(self) -> int:
+        """Requests placed there that have not ended."""
+        return self.prefill_requests + self.decode_requests
+
+
+@dataclass(frozen=True)
+class RoutingRequest:
+    """What a router may know of a request: never the length of its answer.
+
+    Attributes:
+        prompt: token numbers.
+        max_tokens: the most that it may draw.
+        priority: 0 online, 1 offline.
+        resumed: tokens of the answer that exist already.
+    """
+
+    prompt: Sequence[int]
+    max_tokens: int
+    priority: int = 0
+    resumed: int = 0
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a prompt is computed and where its answer is; the same name for both where nothing is handed over."""
+
+    prefill: str
+    decode: str
+
+
+class Router(Protocol):
+    """Places requests; called for each, so it must be quick."""
+
+    def route(self, request: RoutingRequest, views: Sequence[InstanceView]) -> Placement:
+        """Where a request goes, among instances that are ready.
+
+        Raises:
+            Overloaded: nowhere now.
+        """
+        ...
+
+
+def candidates(views: Sequence[InstanceView]) -> tuple[list[InstanceView], list[InstanceView]]:
+    """Instances for prompts and for answers; each falls back to all where no instance has the role.
+
+    Raises:
+        Overloaded: no instance is ready.
+    """
+    if not views:
+        raise Overloaded(0, 0, retry_after_s=2.0)
+    prefill = [v for v in views if v.role in ("prefill", "mix")] or list(views)
+    decode = [v for v in views if v.role in ("decode", "mix")] or list(views)
+    return prefill, decode
+
+
+class RoundRobin:
+    """One after the other; an answer stays where its prompt was computed, if that instance decodes at all."""
+
+    def __init__(self) -> None:
+        self._turn = itertools.count()
+
+    def route(self, request: RoutingRequest, views: Sequence[InstanceView]) -> Placement:  # noqa: ARG002
+        """The next in turn of each role."""
+        prefill, decode = candidates(views)
+        turn = next(self._turn)
+        first = prefill[turn % len(prefill)]
+        return Placement(first.name, first.name if first in decode else decode[turn % len(decode)].name)
+
+
+class LeastOutstanding:
+    """Whoever has the fewest requests; an answer stays where its prompt was computed, if that instance decodes."""
+
+    def route(self, request: RoutingRequest, views: Sequence[InstanceView]) -> Placement:  # noqa: ARG002
+        """The least loaded of each role."""
+        prefill, decode = candidates(views)
+        first = min(prefill, key=lambda v: v.outstanding)
+        second = first if first in decode else min(decode, key=lambda v: v.outstanding)
+        return Placement(first.name, second.name)
+
+
+class Instance:
+    """A worker process, driven over one connection.
+
+    Attributes:
+        view: what routers see. config: how it was set up. pid: of the process. fingerprint: of its model.
+    """
+
+    def __init__(self, name: str, role: Role, config: WorkerConfig) -> None:
+        self.config = config
+        self.view = InstanceView(name, role)
+        self.pid, self.fingerprint = 0, ""
+        self.heard_at = time.monotonic()
+        self._serial = itertools.count()
+        self._streams: dict[str, asyncio.Queue[dict[str, Any] | None]] = {}
+        self._process: asyncio.subprocess.Process | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._reading: asyncio.Task[None] | None = None
+
+    async def start(self, timeout_s: float = 120.0) -> None:
+        """Starts the process and connects.
+
+        Raises:
+            BadInput: it ended before it was ready; the message holds what it printed.
+        """
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "heliograph.serving.core.worker",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(asdict(self.config)).encode() + b"\n")
+        try:
+            line = await asyncio.wait_for(self._process.stdout.readline(), timeout_s)
+            ready = json.loads(line)
+        except (TimeoutError, ValueError):
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+            _, said = await self._process.communicate()
+            last = said.decode(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
+            raise BadInput(f"instance {self.view.name} did not start: {last[0]}") from None
+        self.pid, self.fingerprint = int(ready["pid"]), str(ready["fingerprint"])
+        self.view.num_blocks, self.view.block_size = int(ready["num_blocks"]), int(ready["block_size"])
+        reader, self._writer = await asyncio.open_connection(self.config.host, ready["port"])
+        self.heard_at = time.monotonic()
+        self._reading = asyncio.create_task(self._read(reader))
+
+    async def stream(self, message: Mapping[str, Any]) -> AsyncIterator[StreamEvent]:
+        """Has a request served; leaving the loop early ends it there.
+
+        Raises:
+            InstanceLost: the process died or was removed. Overloaded, BadInput: it refused the request.
+        """
+        name = str(message["id"])
+        ended = False
+        try:
+            async for answer in self._ask({**message, "op": "generate"}):
+                if "overloaded" in answer:
+                    ended = True
+                    raise Overloaded(0, 0, float(answer["overloaded"]))
+                if "refused" in answer:
+                    ended = True
+                    raise BadInput(str(answer["refused"]))
+                event = event_from_wire(answer["event"])
+                ended = event.finish is not None
+                yield event
+                if ended:
+                    return
+        finally:
+            if not ended:
+                self._send({"op": "abort", "id": name})
+
+    async def call(self, what: str, timeout_s: float = 30.0, **settings: Any) -> Any:
+        """Asks something else of the instance.
+
+        Raises:
+            InstanceLost: no answer came in time.
+        """
+        name = f"call-{next(self._serial)}"
+        try:
+            async with asyncio.timeout(timeout_s):
+                async for answer in self._ask({"op": "call", "id": name, "what": what, **settings}):
+                    if "refused" in answer:
+                        raise BadInput(str(answer["refused"]))
+                    return answer["value"]
+        except TimeoutError:
+            raise InstanceLost(f"instance {self.view.name} gave no answer within {timeout_s:g} s") from None
+        raise InstanceLost(f"instance {self.view.name} is gone")
+
+    def lose(self) -> None:
+        """Gives the instance up: its requests fail back, and the process is killed."""
+        self.view.health = "removed"
+        for queue in self._streams.values():
+            queue.put_nowait(None)
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+
+    async def close(self) -> None:
+        """Ends the process."""
+        if self._writer is not None:
+            self._writer.close()
+        if self._process is not None and self._process.returncode is None:
+            try:
+                await asyncio.wait_for(self._process.wait(), 5)
+            except TimeoutError:
+                with contextlib.suppress(ProcessLookupError):
+                    self._process.kill()
+                await self._process.wait()
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.gather(self._reading, return_exceptions=True)
+
+    async def _ask(self, message: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        name = str(message["id"])
+        answers: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        self._streams[name] = answers
+        try:
+            if self.view.health == "removed" or not self._send(message):
+                raise InstanceLost(f"instance {self.view.name} is gone")
+            while (answer := await answers.get()) is not None:
+                yield answer
+            raise InstanceLost(f"instance {self.view.name} went away while it served {name}")
+        finally:
+            self._streams.pop(name, None)
+
+    def _send(self, message: Mapping[str, Any]) -> bool:
+        if self._writer is None or self._writer.is_closing():
+            return False
+        self._writer.write(pack(message))
+        return True
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        with contextlib.suppress(HeliographError):
+            while (answer := await read_frame(reader)) is not None:
+                self.heard_at = time.monotonic()
+                queue = self._streams.get(str(answer.get("id")))
+                if queue is not None:
+                    queue.put_nowait(answer)
+        self.lose()
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """How a cluster treats silence.
+
+    Attributes:
+        heartbeat_s: between two questions to each instance.
+        suspect_s: of silence, after which nothing is placed there.
+        remove_s: of silence, after which its requests are taken elsewhere.
+        retries: how often a request may lose its instance.
+    """
+
+    heartbeat_s: float = 0.5
+    suspect_s: float = 3.0
+    remove_s: float = 18.0
+    retries: int = 3
+
+
+@dataclass
+class _Progress:
+    """A request as the cluster knows it."""
+
+    tokens: list[int] = field(default_factory=list)
+    finish: FinishReason | None = None
+    ticket: Ticket | None = None
+
+
+class Cluster:
+    """Instances and their router.
+
+    Args:
+        instances: not yet started.
+        router: places requests.
+        config: of failures.
+
+    Attributes:
+        handovers: requests whose keys and values went from one instance to another.
+        resubmitted: requests that lost their instance and went on elsewhere.
+    """
+
+    def __init__(
+        self, instances: Sequence[Instance], router: Router | None = None, config: ClusterConfig | None = None
+    ) -> None:
+        if not instances or len({i.view.name for i in instances}) != len(instances):
+            raise BadInput("a cluster has at least one instance, and their names differ")
+        self.instances = {instance.view.name: instance for instance in instances}
+        self.router: Router = router or LeastOutstanding()
+        self.config = config or ClusterConfig()
+        self.handovers = self.resubmitted = 0
+        self.on_event: Callable[[str, InstanceView], object] | None = None
+        self._serial = itertools.count()
+        self._watching: asyncio.Task[None] | None = None
+
+    @classmethod
+    def local(
+        cls,
+        model: str = "smollm2-135m",
+        roles: Mapping[Role, int] | None = None,
+        *,
+        router: Router | None = None,
+        config: ClusterConfig | None = None,
+        **worker: Any,
+    ) -> Cluster:
+        """Worker processes of this machine.
+
+        Args:
+            model: what each loads.
+            roles: how many of each; one mixed instance where None.
+            router, config: of the cluster.
+            worker: other settings of :class:`WorkerConfig`.
+        """
+        settings = WorkerConfig(model=model, **worker)
+        return cls(
+            [
+                Instance(f"{role}-{number}", role, settings)
+                for role, count in (roles or {"mix": 1}).items()
+                for number in range(count)
+            ],
+            router,
+            config,
+        )
+
+    @property
+    def views(self) -> list[InstanceView]:
+        """Instances to which requests can go."""
+        return [i.view for i in self.instances.values() if i.view.health == "ready"]
+
+    async def start(self) -> None:
+        """Starts all instances; none is left behind when one of them cannot start.
+
+        Raises:
+            BadInput: an instance did not start, or they hold different models.
+        """
+        try:
+            await asyncio.gather(*(instance.start() for instance in self.instances.values()))
+            prints = {instance.fingerprint for instance in self.instances.values()}
+            if len(prints) > 1:
+                raise BadInput("the instances hold different models")
+        except BaseException:
+            await self.close()
+            raise
+        self._watching = asyncio.create_task(self._watch())
+
+    async def close(self) -> None:
+        """Ends all instances."""
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+        await asyncio.gather(*(instance.close() for instance in self.instances.values()))
+
+    def set_role(self, name: str, role: Role) -> bool:
+        """Gives an instance another role; False, and nothing done, while a hand-over involves it."""
+        view = self.instances[name].view
+        if view.transfers:
+            return False
+        view.role = role
+        return True
+
+    async def stream(self, generation: Generation) -> AsyncIterator[StreamEvent]:
+        """The tokens of an answer, without text; leaving the loop early ends it.
+
+        Raises:
+            InstanceLost: too many instances died under it. Overloaded: nobody can take it. BadInput: refused.
+        """
+        progress = _Progress()
+        for attempt in itertools.count():
+            try:
+                async for event in self._attempt(generation, progress):
+                    yield event
+                return
+            except InstanceLost:
+                if attempt >= self.config.retries:
+                    raise
+                self.resubmitted += 1
+
+    async def _attempt(self, generation: Generation, progress: _Progress) -> AsyncIterator[StreamEvent]:
+        request = RoutingRequest(
+            generation.prompt, generation.params.max_tokens, generation.priority, len(progress.tokens)
+        )
+        placement = self.router.route(request, self.views)
+        prefill, decode = self.instances[placement.prefill], self.instances[placement.decode]
+        name = f"{generation.choice}-{next(self._serial)}"
+        params = asdict(replace(generation.params, stop=()))
+        message: dict[str, Any] = {
+            "prompt": list(generation.prompt),
+            "params": params,
+            "logprobs": generation.logprobs,
+            "priority": generation.priority,
+            "salt": generation.salt,
+        }
+        whole = prefill is decode or generation.params.max_tokens <= 1 or bool(progress.tokens)
+        if whole:
+            message["prompt_logprobs"] = generation.prompt_logprobs and not progress.tokens
+            async for event in self._decode(decode, {**message, "id": name}, generation, progress, computed=False):
+                yield event
+            return
+        first = {**message, "id": name, "producer": True, "prompt_logprobs": generation.prompt_logprobs}
+        first["params"] = {**params, "max_tokens": 1}
+        held: Ticket | None = None
+        with _counted(prefill.view, prefill_requests=1, prefill_tokens=len(generation.prompt)):
+            async for event in _closing(prefill.stream(first)):
+                held = event.ticket or held
+                if event.sample is not None:
+                    progress.tokens.append(event.sample.token)
+                goes_on = event.finish == "length"
+                yield replace(event, finish=None if goes_on else event.finish, ticket=None)
+                if event.finish is not None and not goes_on:
+                    return
+        message["ticket"] = None if held is None else held.to_json()
+        self.handovers += held is not None
+        with _counted(prefill.view, transfers=1), _counted(decode.view, transfers=1):
+            events = self._decode(decode, {**message, "id": f"{name}-d"}, generation, progress, computed=True)
+            async for event in events:
+                yield event
+
+    async def _decode(
+        self,
+        instance: Instance,
+        message: dict[str, Any],
+        generation: Generation,
+        progress: _Progress,
+        *,
+        computed: bool,
+    ) -> AsyncIterator[StreamEvent]:
+        message["answer"] = list(progress.tokens)
+        view, context = instance.view, len(generation.prompt) + len(progress.tokens)
+        fresh = not computed
+        counted = contextlib.ExitStack()
+        counted.enter_context(
+            _counted(view, prefill_requests=1, prefill_tokens=context)
+            if fresh
+            else _counted(view, decode_requests=1, decode_tokens=context)
+        )
+        drawn = 0
+        try:
+            async for event in _closing(instance.stream(message)):
+                if event.sample is not None:
+                    progress.tokens.append(event.sample.token)
+                    if fresh:  # the prompt is computed; from here on the instance decodes
+                        counted.close()
+                        counted.enter_context(_counted(view, decode_requests=1, decode_tokens=context))
+                        fresh = False
+                    view.decode_tokens += 1
+                    drawn += 1
+                yield event
+        finally:
+            view.decode_tokens -= drawn
+            counted.close()
+
+    async def _watch(self) -> None:
+        """Asks every instance how it is; silence makes it suspect, then lost."""
+        await asyncio.gather(*(self._watch_one(instance) for instance in self.instances.values()))
+
+    async def _watch_one(self, instance: Instance) -> None:
+        config, view = self.config, instance.view
+        while view.health != "removed":
+            with contextlib.suppress(InstanceLost, BadInput):
+                stats = await instance.call("stats", timeout_s=config.heartbeat_s)
+                view.kv_usage = float(stats["kv_usage"])
+            silent = time.monotonic() - instance.heard_at
+            if silent > config.remove_s:
+                instance.lose()
+                self._tell("removed", view)
+                return
+            health: Health = "suspect" if silent > config.suspect_s else "ready"
+            if view.health not in (health, "removed"):  # it may have been lost while it was asked
+                view.health = health
+                self._tell(health, view)
+            await asyncio.sleep(config.heartbeat_s)
+
+    def _tell(self, what: str, view: InstanceView) -> None:
+        if self.on_event is not None:
+            self.on_event(what, view)
+
+
+class ClusterBackend:
+    """A cluster as what a server needs: text of the tokens, and statistics of all instances together.
+
+    Args:
+        cluster: started.
+        model: for its tokenizer and context; its weights are not used.
+        name: under which it is served.
+    """
+
+    def __init__(self, cluster: Cluster, model: LanguageModel, name: str | None = None) -> None:
+        self.cluster, self.name = cluster, name or model.name
+        self.tokenizer, self.context = model.tokenizer, model.config.context
+        self._active = 0
+        self._closed = False
+
+    async def stream(self, generation: Generation) -> AsyncIterator[StreamEvent]:
+        """One answer with its text."""
+        if self._closed:
+            raise EngineClosed("this cluster has been closed")
+        text, stop = TextStream(self.tokenizer), StopText(generation.params.stop)
+        ends = () if generation.params.ignore_end else self.tokenizer.end_tokens
+        self._active += 1
+        try:
+            async for event in _closing(self.cluster.stream(generation)):
+                new, last = "", event.finish is not None
+                if event.sample is not None and event.sample.token not in ends:
+                    new = text.push(event.sample.token)
+                shown = stop.push(new + text.finish() if last else new, last=last)
+                finish: FinishReason | None = "stop" if stop.stopped else event.finish
+                yield replace(event, text=shown, finish=finish)
+                if finish is not None:
+                    return
+        finally:
+            self._active -= 1
+
+    async def stats(self) -> EngineStats:
+        """Sums over the instances that answer; the cache's share is their mean."""
+        found = await asyncio.gather(
+            *(self.cluster.instances[view.name].call("stats", 2.0) for view in self.cluster.views),
+            return_exceptions=True,
+        )
+        rows = [{k: v for k, v in row.items() if k != "sent_bytes"} for row in found if isinstance(row, dict)]
+        total = {name: sum(row[name] for row in rows) for name in EngineStats.__dataclass_fields__}
+        total["kv_usage"] /= max(1, len(rows))
+        return EngineStats(**total)
+
+    async def reset_prefix_cache(self) -> int:
+        """Of all instances."""
+        return sum(await asyncio.gather(*(self.cluster.instances[v.name].call("reset") for v in self.cluster.views)))
+
+    async def unfinished(self) -> int:
+        """Answers under way."""
+        return self._active
+
+    async def abort_all(self) -> None:
+        """Ends all instances, and with them all requests."""
+        for instance in self.cluster.instances.values():
+            instance.lose()
+        self.cluster.config = replace(self.cluster.config, retries=0)
+
+    async def close(self) -> None:
+        """Ends all instances."""
+        self._closed = True
+        await self.cluster.close()
+
+
+@contextlib.contextmanager
+def _counted(view: InstanceView, **amounts: int) -> Any:
+    for name, amount in amounts.items():
+        setattr(view, name, getattr(view, name) + amount)
+    try:
+        yield
+    finally:
+        for name, amount in amounts.items():
+            setattr(view, name, max(0, getattr(view, name) - amount))
+
+
+async def _closing(events: AsyncIterator[StreamEvent]) -> AsyncIterator[StreamEvent]:
+    """The same events; leaving the loop ends their source at once, not when the garbage is collected."""
+    try:
+        async for event in events:
+            yield event
+    finally:
+        close = getattr(events, "aclose", None)
+        if close is not None:
+            await close()

@@ -1,0 +1,134 @@
+"""Keys and values from one instance to another: the holder serves its leases over TCP, the other fetches and thanks.
+
+A fetch that breaks off leaves the lease as it was; the blocks are free once the fetch is acknowledged, the request is
+ended, or the lease runs out, whichever comes first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from heliograph.errors import HeliographError
+from heliograph.serving.core.async_engine import AsyncEngine
+from heliograph.serving.core.frames import FrameError, Pace, receive_frame, send_frame
+from heliograph.serving.core.request import Ticket
+
+__all__ = ["KVServer", "TransferFailed", "fetch_blocks"]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+MAX_TRANSFER_BYTES = 2**34
+
+
+class TransferFailed(HeliographError):
+    """Keys and values did not arrive."""
+
+
+class KVServer:
+    """Serves the leases of an engine.
+
+    Args:
+        host: to listen on; the port is free choice.
+        pace: bytes a second that go out, of all transfers together.
+        timeout_s: of a peer that stops reading or asking.
+
+    Attributes:
+        engine: whose leases these are; set before the first fetch.
+        address: host and port.
+        sent_bytes: of bodies.
+    """
+
+    def __init__(self, host: str = "127.0.0.1", *, pace: Pace | None = None, timeout_s: float = 20.0) -> None:
+        self.engine: AsyncEngine | None = None
+        self.phase: Callable[[str, str], object] | None = None
+        self.sent_bytes = 0
+        self._pace, self._timeout_s = pace or Pace(), timeout_s
+        self._listening = socket.create_server((host, 0), backlog=64)
+        self.address: tuple[str, int] = self._listening.getsockname()[:2]
+        self._thread = threading.Thread(target=self._accept, name="kv-server", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Takes no more fetches."""
+        with contextlib.suppress(OSError):
+            self._listening.shutdown(socket.SHUT_RDWR)
+        self._listening.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listening.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(connection,), name="kv-transfer", daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        connection.settimeout(self._timeout_s)
+        with connection, contextlib.suppress(FrameError, OSError):
+            header, _ = receive_frame(connection)
+            key = str(header.get("key"))
+            engine = self.engine
+            if engine is None:
+                send_frame(connection, {"error": "this instance holds nothing yet"})
+                return
+            try:
+                held = engine.submit(lambda: engine.held(key)).result(self._timeout_s)
+            except HeliographError as error:
+                send_frame(connection, {"error": str(error)})
+                return
+            body = held.contents.contiguous().view(torch.uint8).numpy().reshape(-1).data
+            facts: dict[str, Any] = {
+                "shape": list(held.contents.shape),
+                "dtype": str(held.contents.dtype).removeprefix("torch."),
+                "tokens": held.tokens,
+                "crc": zlib.crc32(body),
+            }
+            if self.phase is not None:
+                self.phase("sending", key)
+            send_frame(connection, facts, body, self._pace)
+            self.sent_bytes += len(body)
+            if self.phase is not None:
+                self.phase("sent", key)
+            answer, _ = receive_frame(connection)
+            if answer.get("ack") == key:
+                engine.submit(lambda: engine.engine.core.kv.release(key)).result(self._timeout_s)
+
+
+def fetch_blocks(ticket: Ticket, timeout_s: float = 20.0) -> Tensor:
+    """Brings what a ticket stands for, [L, 2, blocks, block_size, G, D], and frees it at the holder.
+
+    Raises:
+        TransferFailed: the holder is gone or silent, the lease has ended, or the bytes are damaged.
+    """
+    limit = 2 * ticket.nbytes if ticket.nbytes else MAX_TRANSFER_BYTES
+    try:
+        with socket.create_connection((ticket.host, ticket.port), timeout_s) as connection:
+            connection.settimeout(timeout_s)
+            send_frame(connection, {"key": ticket.key})
+            facts, body = receive_frame(connection, limit)
+            if "error" in facts:
+                raise TransferFailed(f"{ticket.host}:{ticket.port}: {facts['error']}")
+            contents = _tensor(facts, body, ticket)
+            with contextlib.suppress(OSError):  # it came whole; without thanks the lease ends by itself
+                send_frame(connection, {"ack": ticket.key})
+            return contents
+    except (OSError, FrameError) as error:
+        raise TransferFailed(f"keys and values of {ticket.key} at {ticket.host}:{ticket.port}: {error}") from None
+
+
+def _tensor(facts: dict[str, Any], body: bytearray, ticket: Ticket) -> Tensor:
+    try:
+        shape, dtype = tuple(int(n) for n in facts["shape"]), DTYPES[facts["dtype"]]
+        whole = torch.frombuffer(body, dtype=dtype).view(shape)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise TransferFailed(f"what came for {ticket.key} does not fit its header: {error}") from None
+    if zlib.crc32(body) != facts.get("crc") or facts.get("tokens") != ticket.tokens:
+        raise TransferFailed(f"what came for {ticket.key} is damaged or of another length")
+    return whole
