@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from heliograph import __version__
+from heliograph.agents.commands import gateway_app
 from heliograph.errors import BadInput, HeliographError
 from heliograph.graphs.commands import app as graphs_app
+from heliograph.serving.commands import app as serving_app
+from heliograph.serving.commands import serve
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,6 +32,9 @@ app = typer.Typer(
 )
 
 app.add_typer(graphs_app, name="graphs")
+app.add_typer(serving_app, name="serving")
+app.add_typer(gateway_app, name="gateway")
+app.command()(serve)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 StoreUrl = Annotated[

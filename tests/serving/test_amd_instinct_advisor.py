@@ -132,6 +132,8 @@ def test_a_windowed_model_holds_more_long_sequences_than_its_blocks_alone_would_
 def test_a_plan_is_plain_data():
     data = plan_of("kimi_k25").to_json()
     assert data["tensor_parallel"] == 4
+    assert plan_of("kimi_k25").flags["tensor-parallel-size"] == 4
+    assert plan_of("kimi_k25").env["VLLM_ROCM_USE_AITER"] == 0
     assert data["memory"]["blocks"] > 0
 
 

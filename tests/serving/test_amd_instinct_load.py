@@ -347,3 +347,16 @@ def test_token_ids_for_chat_are_refused():
     client = CompletionClient("http://x", "m", endpoint="chat", connections=1)
     with pytest.raises(BadInput, match="completions endpoint"):
         client.body(LoadRequest((1, 2), 4))
+
+
+def test_a_missing_http_library_is_answered_with_the_install_line():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; sys.modules['httpx'] = None\n"
+        "from heliograph.serving import load\n"
+        "try:\n    load.CompletionClient\nexcept ImportError as error:\n    print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "pip install 'heliograph[serving]'" in done.stdout, done.stderr

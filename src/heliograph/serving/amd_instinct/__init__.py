@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from heliograph.serving.amd_instinct.ablation import AblationResult, ablate_flag
-    from heliograph.serving.amd_instinct.benchmark import BenchmarkReport, LoadBenchmark, LoadPhase, LoadStatus
-
     from heliograph.serving.amd_instinct.advisor import ServingAdvisor, ServingPlan
+    from heliograph.serving.amd_instinct.benchmark import BenchmarkReport, LoadBenchmark, LoadPhase, LoadStatus
     from heliograph.serving.amd_instinct.capacity import CapacityModel, EffectiveRates, measure_rates
     from heliograph.serving.amd_instinct.memory import DoesNotFit, MemoryPlan, plan_memory
     from heliograph.serving.amd_instinct.rules import RULES, ServingRule

@@ -88,6 +88,17 @@ class ServingPlan:
         return next((setting.value for setting in self.settings if setting.name == name), None)
 
     @property
+    def flags(self) -> dict[str, str | int | None]:
+        """Flags of the command by name; None for those that are left out on purpose."""
+        degree: dict[str, str | int | None] = {"tensor-parallel-size": self.tensor_parallel}
+        return degree | {s.name: s.value for s in self.settings if s.kind == "flag"}
+
+    @property
+    def env(self) -> dict[str, str | int | None]:
+        """Variables of the environment by name."""
+        return {s.name: s.value for s in self.settings if s.kind == "env"}
+
+    @property
     def block_size(self) -> int:
         """Tokens of a cache block."""
         return int(self.value("block-size") or 16)

@@ -6,14 +6,51 @@ import asyncio
 import contextlib
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import uvicorn
 
 from heliograph.errors import BadInput
-from heliograph.serving.core.server import Server, create_app
+from heliograph.lm.core.load import load_model
+from heliograph.serving.core.async_engine import AsyncEngine
+from heliograph.serving.core.cluster import Cluster, ClusterBackend
+from heliograph.serving.core.engine import Engine
+from heliograph.serving.core.server import EngineBackend, Server, ServerConfig, create_app
 
-__all__ = ["bind", "run_server"]
+__all__ = ["ServeOptions", "bind", "run_server", "serve", "serve_model"]
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """What is served, and how.
+
+    Attributes:
+        model: what :func:`~heliograph.lm.core.load.load_model` takes.
+        name: under which it is served; ``model`` itself for a name, the file's stem for a path, where None.
+        engine: settings of :class:`~heliograph.serving.core.engine.Engine`.
+        device, dtype, layers: of the weights.
+        roles: instances by role; one engine in this process where empty.
+        max_waiting, max_requests: limits, beyond which clients get 429.
+        api_keys: of which clients must send one.
+        drain_timeout_s: how long requests may go on after SIGTERM.
+        lease_s, on_transfer_failure: of hand-overs.
+    """
+
+    model: str = "smollm2-135m"
+    name: str | None = None
+    engine: Mapping[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
+    dtype: str = "float32"
+    layers: int | None = None
+    roles: Mapping[str, int] = field(default_factory=dict)
+    max_waiting: int = 256
+    max_requests: int = 512
+    api_keys: tuple[str, ...] = ()
+    drain_timeout_s: float = 30.0
+    lease_s: float = 30.0
+    on_transfer_failure: str = "recompute"
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -41,6 +78,70 @@ def run_server(server: Server, listening: socket.socket, ready: Callable[[str], 
         ready: called with the address once requests are taken.
     """
     return asyncio.run(_serve(server, listening, ready))
+
+
+def serve_model(options: ServeOptions, listening: socket.socket, ready: Callable[[str, str], object]) -> int:
+    """Loads a model and serves it until a signal comes; the number of requests that had to be ended.
+
+    Args:
+        options: what and how.
+        listening: from :func:`bind`.
+        ready: called with address and name once requests are taken.
+
+    Raises:
+        BadInput: the model cannot be read, or an instance cannot start.
+    """
+    import torch
+
+    config = ServerConfig(options.api_keys, max_requests=options.max_requests, drain_timeout_s=options.drain_timeout_s)
+    dtype: torch.dtype = getattr(torch, options.dtype)
+    if not options.roles:
+        model = load_model(options.model, device=options.device, dtype=dtype, layers=options.layers)
+        engine = AsyncEngine(Engine(model, **options.engine), max_waiting=options.max_waiting)
+        server = Server(EngineBackend(engine, _served_name(options)), config)
+        return run_server(server, listening, lambda url: ready(url, server.backend.name))
+    return asyncio.run(_serve_cluster(options, config, listening, ready))
+
+
+def serve(model: str = "smollm2-135m", *, host: str = "127.0.0.1", port: int = 8000, **options: Any) -> int:
+    """Serves a model to OpenAI clients until SIGTERM or SIGINT; the number of requests that had to be ended.
+
+    Args:
+        model: a ``.gguf`` file, a Hugging Face folder, or ``"smollm2-135m"``.
+        host, port: to listen on; port 0 takes a free one.
+        options: other fields of :class:`ServeOptions`.
+
+    Raises:
+        BadInput: the address is in use, or the model cannot be read.
+    """
+    return serve_model(ServeOptions(model, **options), bind(host, port), _say_nothing)
+
+
+def _say_nothing(url: str, name: str) -> None:
+    """Nobody waits for the server to be ready."""
+
+
+def _served_name(options: ServeOptions) -> str:
+    return options.name or options.model.rstrip("/").rsplit("/", 1)[-1].removesuffix(".gguf")
+
+
+async def _serve_cluster(
+    options: ServeOptions, config: ServerConfig, listening: socket.socket, ready: Callable[[str, str], object]
+) -> int:
+    # the model of this process gives tokenizer and context; one layer is all that is loaded of its weights
+    model = load_model(options.model, layers=1)
+    cluster = Cluster.local(
+        options.model,
+        dict(options.roles),  # type: ignore[arg-type]
+        engine={**options.engine, "device": options.device, "dtype": options.dtype},
+        layers=options.layers,
+        max_waiting=options.max_waiting,
+        lease_s=options.lease_s,
+        on_transfer_failure=options.on_transfer_failure,
+    )
+    await cluster.start()
+    server = Server(ClusterBackend(cluster, model, _served_name(options)), config)
+    return await _serve(server, listening, lambda url: ready(url, server.backend.name))
 
 
 async def _serve(server: Server, listening: socket.socket, ready: Callable[[str], object]) -> int:

@@ -14,11 +14,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
-from starlette.exceptions import HTTPException
+from starlette.exceptions import HTTPException as AnyHTTPException
 
 from heliograph import __version__
 from heliograph.errors import HeliographError
@@ -280,8 +280,8 @@ def create_app(server: Server) -> FastAPI:
         text, field_name = describe_fault(error.errors()[0])
         return JSONResponse(error_body(text, param=field_name or None), 400)
 
-    @app.exception_handler(HTTPException)
-    async def unknown(request: Request, error: HTTPException) -> Response:
+    @app.exception_handler(AnyHTTPException)
+    async def unknown(request: Request, error: AnyHTTPException) -> Response:
         return JSONResponse(error_body(f"{request.url.path}: {error.detail}"), error.status_code)
 
     @app.get("/health")
@@ -561,7 +561,7 @@ class _Guard:
         limit, taken = config.max_body_bytes, 0
         declared = headers.get(b"content-length", b"0")
         if not declared.isdigit() or int(declared) > limit:
-            await self._too_large(scope, receive, send)
+            await JSONResponse(error_body(self._too_large), 413, {"Connection": "close"})(scope, receive, send)
             return
 
         async def counted() -> Any:
@@ -569,18 +569,11 @@ class _Guard:
             message = await receive()
             taken += len(message.get("body", b""))
             if taken > limit:
-                raise _TooLarge
+                raise HTTPException(413, self._too_large)
             return message
 
-        try:
-            await self.app(scope, counted, send)
-        except _TooLarge:
-            await self._too_large(scope, receive, send)
+        await self.app(scope, counted, send)
 
-    async def _too_large(self, scope: Any, receive: Any, send: Any) -> None:
-        text = f"the request is larger than {self.server.config.max_body_bytes} bytes"
-        await JSONResponse(error_body(text), 413, {"Connection": "close"})(scope, receive, send)
-
-
-class _TooLarge(Exception):
-    """More was sent than is taken."""
+    @property
+    def _too_large(self) -> str:
+        return f"the request is larger than {self.server.config.max_body_bytes} bytes"

@@ -14,11 +14,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-import httpx
 import msgspec
 
-from heliograph.errors import BadInput
+from heliograph.errors import BadInput, MissingExtra
 from heliograph.serving.load.record import Failure, RequestRecord
+
+try:
+    import httpx
+except ModuleNotFoundError as error:
+    raise MissingExtra("httpx", "serving") from error
 
 __all__ = ["CompletionClient", "LoadRequest"]
 

@@ -138,7 +138,9 @@ class EchoServer:
         length = len(prompt) if isinstance(prompt, list) else len(str(prompt).split())
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
         if chat:
-            self._event(writer, {"choices": [{"index": 0, "delta": {"role": "assistant"}, "finish_reason": None}]})
+            self._event(
+                writer, {"choices": [{"index": 0, "delta": {"role": "assistant"}, "finish_reason": None}]}, chat=chat
+            )
         if fault == "garbage":
             self._data(writer, "{not json")
         given, wanted = 0, count // 2 if fault in ("short", "drop", "no_end", "error_event") else count
@@ -154,7 +156,7 @@ class EchoServer:
             event: dict[str, Any] = {"choices": [choice]}
             if self.settings.usage_each:
                 event["usage"] = {"prompt_tokens": length, "completion_tokens": given, "total_tokens": length + given}
-            self._event(writer, event)
+            self._event(writer, event, chat=chat)
             if given % 64 == 0:
                 await writer.drain()
         if fault == "drop":
@@ -162,18 +164,20 @@ class EchoServer:
             writer.transport.abort()
             return False
         if fault == "error_event":
-            self._event(writer, {"error": {"message": "a fault on purpose"}})
+            self._event(writer, {"error": {"message": "a fault on purpose"}}, chat=chat)
         if fault != "no_end":
             usage = {"prompt_tokens": length, "completion_tokens": given, "total_tokens": length + given}
-            self._event(writer, {"choices": [], "usage": usage})
+            self._event(writer, {"choices": [], "usage": usage}, chat=chat)
             self._data(writer, "[DONE]")
         writer.write(b"0\r\n\r\n")
         await writer.drain()
         self.served += 1
         return True
 
-    def _event(self, writer: asyncio.StreamWriter, event: dict[str, Any]) -> None:
-        self._data(writer, json.dumps({"id": "echo", "model": self.settings.model, **event}))
+    def _event(self, writer: asyncio.StreamWriter, event: dict[str, Any], *, chat: bool) -> None:
+        kind = "chat.completion.chunk" if chat else "text_completion"
+        head = {"id": "echo", "object": kind, "created": 0, "model": self.settings.model}
+        self._data(writer, json.dumps(head | event))
 
     def _data(self, writer: asyncio.StreamWriter, text: str) -> None:
         data = f"data: {text}\n\n".encode()

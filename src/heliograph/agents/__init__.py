@@ -1,0 +1,82 @@
+"""Agents and tools exchange messages: envelopes, interceptors, a bus, a gateway before MCP servers, audit, identity."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from heliograph.errors import MissingExtra
+
+if TYPE_CHECKING:
+    from heliograph.agents.core.audit import AuditInterceptor, AuditLog
+    from heliograph.agents.core.bus import Bus, MemoryBus
+    from heliograph.agents.core.envelope import Envelope, Meta
+    from heliograph.agents.core.gateway import Gateway
+    from heliograph.agents.core.identity import Identity, NonceStore, Principal, TokenVerifier
+    from heliograph.agents.core.interceptor import Chain, Interceptor, Rejected
+    from heliograph.agents.core.limits import CallRate, RateLimiter
+    from heliograph.agents.core.lm import LM, LocalGGUF, OpenAICompatible, Scripted, StaticEmbedding
+    from heliograph.agents.core.nats_bus import NatsBus
+    from heliograph.agents.core.tcp_bus import TcpBus, TcpBusServer
+    from heliograph.agents.core.upstream import UpstreamSpec
+
+__all__ = [
+    "LM",
+    "AuditInterceptor",
+    "AuditLog",
+    "Bus",
+    "CallRate",
+    "Chain",
+    "Envelope",
+    "Gateway",
+    "Identity",
+    "Interceptor",
+    "LocalGGUF",
+    "MemoryBus",
+    "Meta",
+    "NatsBus",
+    "NonceStore",
+    "OpenAICompatible",
+    "Principal",
+    "RateLimiter",
+    "Rejected",
+    "Scripted",
+    "StaticEmbedding",
+    "TcpBus",
+    "TcpBusServer",
+    "TokenVerifier",
+    "UpstreamSpec",
+]
+
+_HOME = {
+    **dict.fromkeys(("AuditInterceptor", "AuditLog"), "audit"),
+    **dict.fromkeys(("Bus", "MemoryBus"), "bus"),
+    **dict.fromkeys(("Envelope", "Meta"), "envelope"),
+    "Gateway": "gateway",
+    **dict.fromkeys(("Identity", "NonceStore", "Principal", "TokenVerifier"), "identity"),
+    **dict.fromkeys(("Chain", "Interceptor", "Rejected"), "interceptor"),
+    **dict.fromkeys(("CallRate", "RateLimiter"), "limits"),
+    **dict.fromkeys(("LM", "LocalGGUF", "OpenAICompatible", "Scripted", "StaticEmbedding"), "lm"),
+    "NatsBus": "nats_bus",
+    **dict.fromkeys(("TcpBus", "TcpBusServer"), "tcp_bus"),
+    "UpstreamSpec": "upstream",
+}
+_EXTRA = {"cryptography", "httpx2", "jwt", "mcp", "mcp_types", "nats", "prometheus_client", "rfc8785", "uvicorn"}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name's module at its first use, so that importing this package costs nothing."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        module = importlib.import_module(f"heliograph.agents.core.{_HOME[name]}")
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if package in _EXTRA:
+            raise MissingExtra(package, "agents") from error
+        raise
+    return getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

@@ -1,0 +1,510 @@
+"""The gateway before MCP servers: one address in front, any number of servers behind, interceptors in between.
+
+In front is the official SDK's low-level server, over streamable HTTP and stdio, in both protocol eras. One middleware
+of it takes every request as plain JSON, sends it through the interceptor chain as an :class:`Envelope`, and relays it
+to the server that its *body* names; a routing header that disagrees is refused by the SDK (-32020) before. Nothing of a
+caller's HTTP request but the JSON-RPC body goes on: no header is passed through.
+
+The gateway is transport only. Who may call what, budgets and recovery are interceptors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import mcp_types as types
+from mcp.server.lowlevel import Server
+from mcp.shared.exceptions import MCPError
+from mcp_types import methods
+from mcp_types.version import LATEST_HANDSHAKE_VERSION, MODERN_PROTOCOL_VERSIONS
+
+from heliograph import __version__
+from heliograph.agents.core.aggregate import listed, listen, merged_capabilities, reshaped, rounds
+from heliograph.agents.core.envelope import CARRIER, Envelope, Meta
+from heliograph.agents.core.identity import Principal
+from heliograph.agents.core.interceptor import Chain, Interceptor, Rejected
+from heliograph.agents.core.links import LOST_CODE, TOO_LARGE_CODE, Call, Link, LinkInfo, LinkLost, ResponseTooLarge
+from heliograph.agents.core.namespace import LISTS, Namespace
+from heliograph.agents.core.upstream import Caller, Upstream, UpstreamSpec
+from heliograph.clock import Clock, WallClock
+from heliograph.errors import BadInput
+
+__all__ = ["CallContext", "Gateway", "Observation", "current_call"]
+
+logger = logging.getLogger(__name__)
+
+_SINGLE = frozenset(
+    {
+        "tools/call",
+        "prompts/get",
+        "resources/read",
+        "resources/subscribe",
+        "resources/unsubscribe",
+        "completion/complete",
+    }
+)
+_OWN = frozenset({"ping", "initialize", "server/discover"})
+
+
+@dataclass(frozen=True)
+class CallContext:
+    """What interceptors may want to know beyond the envelope.
+
+    Attributes:
+        principal: the authenticated caller; None without authentication.
+        session: id of the caller's session; "" in the stateless era.
+        version: of the protocol that the caller speaks.
+        upstream: the server that the body names; "" for requests to all.
+        ask_client: sends a request to the caller (elicitation, for example); raises MCPError where it cannot.
+    """
+
+    principal: Principal | None
+    session: str
+    version: str
+    upstream: str
+    ask_client: Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]
+
+
+_CURRENT: ContextVar[CallContext | None] = ContextVar("heliograph_call", default=None)
+
+
+def current_call() -> CallContext | None:
+    """The request that the running interceptor handles; None outside the gateway."""
+    return _CURRENT.get()
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One finished request, for metrics.
+
+    Attributes:
+        upstream, method: of it.
+        outcome: "ok", "tool_error", "error", "rejected", "timeout", "lost", "too_large" or "cancelled".
+        seconds: from arrival to answer.
+    """
+
+    upstream: str
+    method: str
+    outcome: str
+    seconds: float
+
+
+@dataclass(eq=False)
+class _Session:
+    """A caller's session of the older era."""
+
+    id: str
+    connection: Any
+    version: str = LATEST_HANDSHAKE_VERSION
+    capabilities: dict[str, Any] = field(default_factory=dict)
+    client_info: dict[str, Any] = field(default_factory=dict)
+    in_flight: list[Any] = field(default_factory=list)
+
+
+class Gateway:
+    """Relays MCP between callers and servers.
+
+    Args:
+        upstreams: servers by name; a text stands for a URL.
+        interceptors: see every request, the first outermost.
+        name: that callers see.
+        separator: between a server's name and its tool's, where there are several servers.
+        clock: for the delays between connections.
+        principal_of: finds the authenticated caller of an HTTP request; the HTTP front sets it.
+
+    Raises:
+        BadInput: no upstream, or bad names.
+    """
+
+    def __init__(
+        self,
+        upstreams: Mapping[str, UpstreamSpec | str],
+        interceptors: Iterable[Interceptor] = (),
+        *,
+        name: str = "heliograph",
+        separator: str = ".",
+        clock: Clock | None = None,
+        principal_of: Callable[[Any], Principal | None] = lambda _: None,
+    ) -> None:
+        self._clock = clock or WallClock()
+        self._separator = separator
+        specs = _specs(upstreams)
+        self.upstreams = {name: Upstream(name, spec, clock=self._clock) for name, spec in specs.items()}
+        self.namespace = Namespace(tuple(specs), separator=separator)
+        self.chain = Chain(interceptors)
+        self.principal_of = principal_of
+        self.observers: list[Callable[[Observation], None]] = []
+        self.in_flight = 0
+        self.draining = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._sessions: WeakKeyDictionary[Any, _Session] = WeakKeyDictionary()
+        self._serial = itertools.count(1)
+        self._schemas: dict[str, dict[str, Any]] = {}
+        self._background: set[asyncio.Task[None]] = set()
+        self.server: Server[Any] = Server(
+            name, version=__version__, lifespan=self._lifespan, get_tool_input_schema=self._schemas.get
+        )
+        self.server.middleware.append(self._middleware)
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, _: Server[Any]) -> AsyncIterator[dict[str, Any]]:
+        try:
+            yield {}
+        finally:
+            await self.close()
+
+    async def close(self) -> None:
+        """Closes all connections to servers."""
+        await asyncio.gather(*(upstream.close() for upstream in self.upstreams.values()))
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Refuses new requests and waits for those in flight; False if some were left when the time was over."""
+        self.draining = True
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def reconfigure(
+        self, upstreams: Mapping[str, UpstreamSpec | str], interceptors: Iterable[Interceptor] | None = None
+    ) -> None:
+        """Takes over a new set of servers and interceptors, whole or not at all; sessions and unchanged servers stay.
+
+        Raises:
+            BadInput: the new set is refused; the old one stays.
+        """
+        specs = _specs(upstreams)
+        namespace = Namespace(tuple(specs), separator=self._separator)
+        chain = self.chain if interceptors is None else Chain(interceptors)
+        kept = {n: u for n, u in self.upstreams.items() if specs.get(n) == u.spec}
+        new = {n: kept.get(n) or Upstream(n, spec, clock=self._clock) for n, spec in specs.items()}
+        gone = [upstream for n, upstream in self.upstreams.items() if n not in kept]
+        self.upstreams, self.namespace, self.chain = new, namespace, chain
+        self._schemas.clear()
+        for session in list(self._sessions.values()):
+            for kind in ("tools", "prompts", "resources"):
+                with contextlib.suppress(Exception):
+                    await session.connection.notify(f"notifications/{kind}/list_changed", None)
+        for upstream in gone:
+            self._later(self._retire(upstream))
+
+    async def _retire(self, upstream: Upstream) -> None:
+        for _ in range(int(upstream.spec.timeout_s * 10)):  # what it still works on may end
+            if upstream.gate._value >= upstream.spec.max_concurrency:
+                break
+            await asyncio.sleep(0.1)
+        await upstream.close()
+
+    def _later(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _middleware(self, ctx: Any, call_next: Any) -> Any:
+        method, version = ctx.method, ctx.protocol_version
+        if ctx.request_id is None:
+            if method == "notifications/roots/list_changed":
+                await self._tell_all(ctx, method)
+            return await call_next(ctx)
+        if method == "initialize":
+            return await self._initialize(ctx, call_next)
+        if method == "server/discover":
+            return await self._discover(ctx, call_next)
+        known = (method, version) in methods.CLIENT_REQUESTS
+        if method in _OWN or (not known and (method in methods.SPEC_CLIENT_METHODS or not self.namespace.bare)):
+            return await call_next(ctx)
+        if not ctx.session._connection.initialize_accepted:
+            raise MCPError(types.INVALID_PARAMS, "Invalid request parameters", "")
+        return await self._relay(ctx)
+
+    async def _relay(self, ctx: Any) -> dict[str, Any]:
+        if self.draining:
+            raise MCPError(LOST_CODE, "the gateway is shutting down", {"retryable": True})
+        params = dict(ctx.params or {})
+        meta = params.get("_meta")
+        if isinstance(meta, Mapping) and CARRIER in meta:  # says who sent it, and a caller must not
+            params["_meta"] = {key: value for key, value in meta.items() if key != CARRIER}
+        session = self._session_of(ctx)
+        outbound = ctx.session._request_outbound
+        upstream, _ = self.namespace.route(ctx.method, params)
+        principal = self.principal_of(ctx.request)
+
+        async def ask_client(method: str, body: dict[str, Any]) -> dict[str, Any]:
+            result: dict[str, Any] = await outbound.send_raw_request(method, body)
+            return result
+
+        env = Envelope(
+            topic="mcp." + ctx.method.replace("/", "."),
+            kind="request",
+            sender=principal.subject if principal else self._client_name(ctx, session),
+            tenant=principal.tenant if principal else "",
+            conv=session.id if session else "",
+            payload={"jsonrpc": "2.0", "id": ctx.request_id, "method": ctx.method, "params": params},
+            meta=Meta(traceparent=str((meta or {}).get("traceparent", "")) if isinstance(meta, Mapping) else ""),
+        )
+        token = _CURRENT.set(
+            CallContext(principal, session.id if session else "", ctx.protocol_version, upstream, ask_client)
+        )
+        if session is not None:
+            session.in_flight.append(outbound)
+        self.in_flight += 1
+        self._idle.clear()
+        started, outcome = time.perf_counter(), "cancelled"
+        try:
+            if self.chain.interceptors:
+                answer = await self.chain(env, lambda onward: self._handle(ctx, session, onward))
+            else:
+                answer = await self._handle(ctx, session, env)
+            result, outcome = _unpack(answer)
+            return result
+        except Rejected as refusal:
+            outcome = "rejected"
+            error = refusal.to_jsonrpc_error()
+            raise MCPError(error["code"], error["message"], error.get("data")) from None
+        except MCPError as error:
+            outcome = _outcome(error)
+            raise
+        finally:
+            _CURRENT.reset(token)
+            if session is not None:
+                session.in_flight.remove(outbound)
+            self.in_flight -= 1
+            if not self.in_flight:
+                self._idle.set()
+            for observe in self.observers:
+                observe(Observation(upstream, ctx.method, outcome, time.perf_counter() - started))
+
+    async def _handle(self, ctx: Any, session: _Session | None, env: Envelope) -> Envelope:
+        """The innermost step: to the server, and its answer or error back as an envelope."""
+        method, params = str(env.payload["method"]), env.payload.get("params") or {}
+        head = {"jsonrpc": "2.0", "id": env.payload.get("id")}
+        try:
+            if method in LISTS:
+                result = await listed(self, ctx, session, method, params, env.meta.deadline_ms)
+            elif method == "subscriptions/listen":
+                result = await listen(self, ctx, params)
+            elif method == "logging/setLevel":
+                every = (
+                    self.send(u, ctx, session, method, params, env.meta.deadline_ms) for u in self.upstreams.values()
+                )
+                outcomes = await asyncio.gather(*every, return_exceptions=True)
+                if all(isinstance(outcome, BaseException) for outcome in outcomes):
+                    raise next(outcome for outcome in outcomes if isinstance(outcome, BaseException))
+                result = {}
+            else:
+                name, inside = self.namespace.route(method, params)
+                if name not in self.upstreams:
+                    raise MCPError(types.INVALID_PARAMS, f"no server behind this gateway has {_named(params)}")
+                upstream = self.upstreams[name]
+                result = await self.send(upstream, ctx, session, method, inside, env.meta.deadline_ms)
+                result = self.namespace.outward(name, method, result)
+        except MCPError as error:
+            body = {"code": error.error.code, "message": error.error.message}
+            if error.error.data is not None:
+                body["data"] = error.error.data
+            return env.answer({**head, "error": body}, kind="error", sender="gateway")
+        return env.answer({**head, "result": result}, sender="gateway")
+
+    async def send(
+        self,
+        upstream: Upstream,
+        ctx: Any,
+        session: _Session | None,
+        method: str,
+        params: dict[str, Any],
+        deadline_ms: float | None = None,
+    ) -> dict[str, Any]:
+        """One request to one server, within the caller's time; its failures as JSON-RPC errors.
+
+        Raises:
+            MCPError: the server's own error, or a timeout, a lost connection, an answer too long.
+        """
+        limit_s = min(
+            upstream.spec.timeout_s, deadline_ms / 1000 if deadline_ms is not None else upstream.spec.timeout_s
+        )
+        outbound = ctx.session._request_outbound
+        namespace = self.namespace
+
+        async def on_notify(name: str, body: dict[str, Any]) -> None:
+            await outbound.notify(name, namespace.notification(upstream.name, name, body))
+
+        header_map = self._header_map(upstream, method, params)
+        call = Call(on_notify, header_map)
+        caller = self._caller(upstream, ctx, session)
+        about = {"upstream": upstream.name}
+        try:
+            # Lists pass a server that is full of calls: callers of other servers need them too.
+            gate = contextlib.nullcontext() if method in LISTS else upstream.gate
+            async with asyncio.timeout(limit_s), gate:
+                link = await upstream.link(caller)
+                try:
+                    result = await self._send_once(link, ctx, session, method, params, call)
+                except LinkLost as lost:
+                    if not lost.unsent:
+                        raise
+                    await link.close()
+                    link = await upstream.link(caller)
+                    result = await self._send_once(link, ctx, session, method, params, call)
+            upstream.calls += 1
+        except TimeoutError:
+            raise MCPError(
+                types.REQUEST_TIMEOUT,
+                f"{upstream.name} did not answer within {limit_s * 1000:.0f} ms",
+                {**about, "retryable": True, "timeout_ms": round(limit_s * 1000)},
+            ) from None
+        except LinkLost as lost:
+            upstream.lost += 1
+            raise MCPError(LOST_CODE, str(lost), {**about, "retryable": True, "unsent": lost.unsent}) from None
+        except ResponseTooLarge as error:
+            raise MCPError(
+                TOO_LARGE_CODE, f"{upstream.name}: {error}", {**about, "limit_bytes": upstream.spec.max_response_bytes}
+            ) from None
+        if method == "tools/list":
+            self._learn(upstream, result)
+        return reshaped(method, link.info.version, ctx.protocol_version, result, self.server)
+
+    async def _send_once(
+        self, link: Link, ctx: Any, session: _Session | None, method: str, params: dict[str, Any], call: Call
+    ) -> dict[str, Any]:
+        if link.info.modern == (ctx.protocol_version in MODERN_PROTOCOL_VERSIONS):
+            return await link.call(method, params, call)
+        return await rounds(link, ctx, session.capabilities if session else {}, method, params, call)
+
+    def _caller(self, upstream: Upstream, ctx: Any, session: _Session | None) -> Caller:
+        if session is None:
+            return Caller(None, ctx.protocol_version)
+        namespace = self.namespace
+
+        async def on_request(method: str, params: dict[str, Any]) -> dict[str, Any]:
+            channel = session.in_flight[-1] if session.in_flight else session.connection
+            result: dict[str, Any] = await channel.send_raw_request(method, params)
+            return result
+
+        async def on_notify(method: str, params: dict[str, Any]) -> None:
+            body = namespace.notification(upstream.name, method, params)
+            # Lists and resources change for the session; anything else was said during a request.
+            if session.in_flight and method == "notifications/message":
+                await session.in_flight[-1].notify(method, body)
+            else:
+                await session.connection.notify(method, body)
+
+        return Caller(session, session.version, session.capabilities, session.client_info, on_request, on_notify)
+
+    def _session_of(self, ctx: Any) -> _Session | None:
+        if ctx.protocol_version in MODERN_PROTOCOL_VERSIONS:
+            return None
+        connection = ctx.session._connection
+        session = self._sessions.get(connection)
+        if session is None:
+            session = _Session(connection.session_id or f"local-{next(self._serial)}", connection)
+            self._sessions[connection] = session
+
+            async def end() -> None:
+                ended = [upstream.end_session(session) for upstream in self.upstreams.values()]
+                await asyncio.gather(*ended, return_exceptions=True)
+
+            connection.exit_stack.push_async_callback(end)
+        return session
+
+    @staticmethod
+    def _client_name(ctx: Any, session: _Session | None) -> str:
+        if session is not None:
+            return str(session.client_info.get("name", ""))
+        meta = (ctx.params or {}).get("_meta") or {}
+        info = meta.get(types.CLIENT_INFO_META_KEY) or {}
+        return str(info.get("name", "")) if isinstance(info, Mapping) else ""
+
+    async def _initialize(self, ctx: Any, call_next: Any) -> Any:
+        params = ctx.params or {}
+        result = dict(await call_next(ctx))
+        session = self._session_of(ctx)
+        assert session is not None
+        session.version = str(result.get("protocolVersion", LATEST_HANDSHAKE_VERSION))
+        session.capabilities = dict(params.get("capabilities") or {})
+        session.client_info = dict(params.get("clientInfo") or {})
+        return self._described(result, await self._infos(ctx, session))
+
+    async def _discover(self, ctx: Any, call_next: Any) -> Any:
+        return self._described(dict(await call_next(ctx)), await self._infos(ctx, None))
+
+    async def _infos(self, ctx: Any, session: _Session | None) -> dict[str, LinkInfo]:
+        async def one(upstream: Upstream) -> LinkInfo | None:
+            try:
+                return (await upstream.link(self._caller(upstream, ctx, session))).info
+            except LinkLost as lost:
+                logger.warning("%s", lost)
+                return upstream.info
+
+        names = list(self.upstreams)
+        found = await asyncio.gather(*(one(self.upstreams[name]) for name in names))
+        return {name: info for name, info in zip(names, found, strict=True) if info is not None}
+
+    def _described(self, result: dict[str, Any], infos: dict[str, LinkInfo]) -> dict[str, Any]:
+        result["capabilities"] = merged_capabilities(list(infos.values()), complete=len(infos) == len(self.upstreams))
+        texts = [(name, info.instructions) for name, info in infos.items() if info.instructions]
+        if texts:
+            bare = self.namespace.bare
+            result["instructions"] = texts[0][1] if bare else "\n\n".join(f"{name}: {text}" for name, text in texts)
+        return result
+
+    async def _tell_all(self, ctx: Any, method: str) -> None:
+        session = self._session_of(ctx)
+        for upstream in self.upstreams.values():
+            with contextlib.suppress(LinkLost):
+                await (await upstream.link(self._caller(upstream, ctx, session))).notify(method, {})
+
+    def _learn(self, upstream: Upstream, result: Mapping[str, Any]) -> None:
+        """Keeps input schemas: they say which arguments travel as headers too."""
+        if len(self._schemas) > 10_000:
+            self._schemas.clear()
+        for tool in result.get("tools", ()):
+            if isinstance(tool, Mapping) and isinstance(tool.get("inputSchema"), dict):
+                self._schemas[self.namespace.outer_name(upstream.name, str(tool.get("name")))] = tool["inputSchema"]
+
+    def _header_map(self, upstream: Upstream, method: str, params: Mapping[str, Any]) -> Mapping[tuple[str, ...], str]:
+        if method != "tools/call":
+            return {}
+        schema = self._schemas.get(self.namespace.outer_name(upstream.name, str(params.get("name", ""))))
+        if schema is None or "x-mcp-header" not in repr(schema):
+            return {}
+        from mcp.shared.inbound import x_mcp_header_map
+
+        return x_mcp_header_map(schema)
+
+
+def _specs(upstreams: Mapping[str, UpstreamSpec | str]) -> dict[str, UpstreamSpec]:
+    if not upstreams:
+        raise BadInput("a gateway needs at least one upstream")
+    return {n: UpstreamSpec(url=spec) if isinstance(spec, str) else spec for n, spec in upstreams.items()}
+
+
+def _named(params: Mapping[str, Any]) -> str:
+    ref = params.get("ref") if isinstance(params.get("ref"), Mapping) else {}
+    name = params.get("name") or params.get("uri") or ref.get("name") or ref.get("uri")  # type: ignore[union-attr]
+    return repr(name) if name else "this method"
+
+
+def _unpack(answer: Envelope) -> tuple[dict[str, Any], str]:
+    payload = answer.payload
+    error = payload.get("error")
+    if error is not None:
+        raise MCPError(int(error["code"]), str(error["message"]), error.get("data"))
+    result = payload["result"]
+    return result, "tool_error" if result.get("isError") is True else "ok"
+
+
+def _outcome(error: MCPError) -> str:
+    names = {types.REQUEST_TIMEOUT: "timeout", LOST_CODE: "lost", TOO_LARGE_CODE: "too_large"}
+    return names.get(error.error.code, "error")

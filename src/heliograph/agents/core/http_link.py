@@ -1,0 +1,210 @@
+"""A server of the stateless era (2026-07-28) over HTTP: every request is a POST of its own.
+
+Whatever arrives on a request's response stream belongs to that request and to nobody else, so callers can share a pool
+of connections and still never see each other's messages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import httpcore2
+import mcp_types as types
+from mcp.shared.exceptions import MCPError
+from mcp.shared.inbound import (
+    MCP_METHOD_HEADER,
+    MCP_NAME_HEADER,
+    MCP_PROTOCOL_VERSION_HEADER,
+    NAME_BEARING_METHODS,
+    encode_header_value,
+    mcp_param_headers,
+)
+from mcp_types.version import MODERN_PROTOCOL_VERSIONS
+from opentelemetry import propagate
+
+from heliograph.agents.core.links import (
+    Call,
+    LinkInfo,
+    LinkLost,
+    ResponseTooLarge,
+    WrongEra,
+    ignore,
+    info_of_discover,
+    modern_meta,
+)
+
+__all__ = ["HttpLink"]
+
+
+class HttpLink:
+    """The stateless era over HTTP, with one pool of connections.
+
+    Args:
+        url: of the server.
+        pool: of connections; owned by the caller.
+        headers: of our own, sent with every request.
+        max_response_bytes: of one answer.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        pool: httpcore2.AsyncConnectionPool,
+        *,
+        headers: Mapping[str, str],
+        max_response_bytes: int,
+    ) -> None:
+        self.url, self._pool, self._max_bytes = url, pool, max_response_bytes
+        self._target = httpcore2.URL(url)  # parsed once: this path is the gateway's hot one
+        self._headers = [(b"host", _host_of(self._target)), (b"accept", b"application/json, text/event-stream")]
+        self._headers += [(b"content-type", b"application/json")]
+        self._headers += [(name.lower().encode("ascii"), value.encode("latin-1")) for name, value in headers.items()]
+        self.info = LinkInfo("")
+        self.alive = True
+        self._next_id = 0
+
+    @classmethod
+    async def open(
+        cls,
+        url: str,
+        pool: httpcore2.AsyncConnectionPool,
+        *,
+        headers: Mapping[str, str],
+        max_response_bytes: int,
+    ) -> HttpLink:
+        """Asks the server what it is.
+
+        Raises:
+            WrongEra: it does not know ``server/discover``.
+            LinkLost: it cannot be reached.
+        """
+        link = cls(url, pool, headers=headers, max_response_bytes=max_response_bytes)
+        version = MODERN_PROTOCOL_VERSIONS[-1]
+        for _ in range(2):
+            link.info = LinkInfo(version)
+            try:
+                found = await link.call("server/discover", {"_meta": modern_meta(version)}, Call(ignore))
+            except MCPError as error:
+                data = error.error.data
+                offered = data.get("supported", ()) if isinstance(data, dict) else ()
+                mutual = [v for v in MODERN_PROTOCOL_VERSIONS if v in offered]
+                if error.error.code != types.UNSUPPORTED_PROTOCOL_VERSION or not mutual:
+                    raise WrongEra(f"{url} does not speak {version}: {error.error.message}") from None
+                version = mutual[-1]
+                continue
+            mutual = [v for v in MODERN_PROTOCOL_VERSIONS if v in found.get("supportedVersions", ())]
+            if not mutual:
+                raise WrongEra(f"{url} offers no version of the stateless era")
+            link.info = info_of_discover(mutual[-1], found)
+            return link
+        raise WrongEra(f"{url} refuses the version that it offers")
+
+    async def call(self, method: str, params: dict[str, Any], call: Call) -> dict[str, Any]:
+        """One POST."""
+        self._next_id += 1
+        request_id = call.request_id if call.request_id is not None else self._next_id
+        routing = {MCP_PROTOCOL_VERSION_HEADER: self.info.version, MCP_METHOD_HEADER: method}
+        name = params.get(NAME_BEARING_METHODS.get(method, ""))
+        if isinstance(name, str):
+            routing[MCP_NAME_HEADER] = encode_header_value(name)
+        if call.header_map:
+            routing.update(mcp_param_headers(call.header_map, params.get("arguments") or {}))
+        propagate.inject(routing)
+        body = json.dumps({"jsonrpc": "2.0", "id": request_id, "method": method, "params": params}).encode()
+        headers = [
+            *self._headers,
+            (b"content-length", str(len(body)).encode()),
+            *((key.encode("ascii"), value.encode("latin-1")) for key, value in routing.items()),
+        ]
+        try:
+            async with self._pool.stream(
+                b"POST", self._target, headers=headers, content=body, extensions={"timeout": _TIMEOUTS}
+            ) as response:
+                return await self._read(response, request_id, call)
+        except (httpcore2.ConnectError, httpcore2.ConnectTimeout, httpcore2.PoolTimeout) as error:
+            raise LinkLost(f"cannot reach {self.url}: {type(error).__name__}", unsent=True) from None
+        except (httpcore2.NetworkError, httpcore2.TimeoutException, httpcore2.ProtocolError) as error:
+            raise LinkLost(f"{self.url} broke off: {type(error).__name__}") from None
+
+    async def _read(self, response: httpcore2.Response, request_id: str | int, call: Call) -> dict[str, Any]:
+        kind = next((value for name, value in response.headers if name.lower() == b"content-type"), b"")
+        kind = kind.partition(b";")[0].strip().lower()
+        if kind == b"text/event-stream":
+            async for data in self._events(response):
+                message = _json_object(data)
+                if message is None:
+                    continue
+                if "method" in message and "id" not in message:
+                    await call.on_notify(message["method"], message.get("params") or {})
+                elif message.get("id") == request_id and "method" not in message:
+                    return result_of(message)
+            raise LinkLost(f"{self.url} ended its stream without an answer")
+        content = bytearray()
+        async for chunk in response.aiter_stream():
+            content += chunk
+            self._check_size(len(content))
+        message = _json_object(bytes(content)) if kind == b"application/json" else None
+        if message is not None and ("result" in message or "error" in message):
+            return result_of(message)
+        raise MCPError(types.INTERNAL_ERROR, f"the server answered HTTP {response.status} without a JSON-RPC answer")
+
+    async def _events(self, response: httpcore2.Response) -> AsyncIterator[bytes]:
+        """The data of server-sent events, each of bounded size."""
+        buffer, data = bytearray(), bytearray()
+        async for chunk in response.aiter_stream():
+            self._check_size(len(chunk) + len(buffer) + len(data))
+            buffer += chunk
+            while (end := buffer.find(b"\n")) >= 0:
+                line = bytes(buffer[:end]).rstrip(b"\r")
+                del buffer[: end + 1]
+                if line.startswith(b"data:"):
+                    data += line[5:].removeprefix(b" ") + b"\n"
+                elif not line and data:
+                    yield bytes(data[:-1])
+                    data.clear()
+
+    def _check_size(self, size: int) -> None:
+        if size > self._max_bytes:
+            raise ResponseTooLarge(f"the answer has more than {self._max_bytes} bytes, the limit of this gateway")
+
+    async def notify(self, method: str, params: dict[str, Any]) -> None:
+        """The stateless era has no notifications from clients; nothing is sent."""
+
+    async def close(self) -> None:
+        """Nothing to end: the pool belongs to the caller."""
+        self.alive = False
+
+
+_TIMEOUTS = {"connect": 10.0, "pool": 10.0}
+"""Seconds; an answer has the caller's time."""
+
+
+def _host_of(url: httpcore2.URL) -> bytes:
+    default = {b"http": 80, b"https": 443}[url.scheme]
+    host = b"[" + url.host + b"]" if b":" in url.host else url.host
+    return host if url.port in (None, default) else host + b":%d" % url.port
+
+
+def _json_object(data: bytes) -> dict[str, Any] | None:
+    with contextlib.suppress(ValueError, RecursionError):
+        value = json.loads(data)
+        if isinstance(value, dict):
+            return value
+    return None
+
+
+def result_of(message: Mapping[str, Any]) -> dict[str, Any]:
+    """The result of a JSON-RPC answer.
+
+    Raises:
+        MCPError: the answer is an error, or its result is no object.
+    """
+    if isinstance(message.get("result"), dict):
+        return dict(message["result"])
+    error = message.get("error")
+    if isinstance(error, Mapping) and isinstance(error.get("code"), int):
+        raise MCPError(error["code"], str(error.get("message", "")), error.get("data"))
+    raise MCPError(types.INTERNAL_ERROR, "the server's answer is neither a result nor an error")
