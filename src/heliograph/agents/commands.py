@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import logging
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -55,6 +53,9 @@ def serve(
     verbose: Annotated[bool, typer.Option("--verbose", help="Say more on standard error.")] = False,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C; requests in flight are finished first."""
+    import asyncio
+    import logging
+
     try:
         import msgspec
 

@@ -239,16 +239,17 @@ class AsyncEngine:
 
     def _run(self) -> None:
         while True:
-            idle = not self.engine.has_work
-            try:
-                wait = 0.2 if self._needs_time() else None
-                command = self._commands.get(timeout=wait) if idle else self._commands.get_nowait()
-            except queue.Empty:
-                self._step()
-                continue
-            if command is None:
-                return
-            command()
+            commands = []
+            if not self.engine.has_work:
+                with contextlib.suppress(queue.Empty):
+                    commands.append(self._commands.get(timeout=0.2 if self._needs_time() else None))
+            # those that are here now, and no more: who asks without end must not keep the steps waiting
+            commands += [self._commands.get_nowait() for _ in range(self._commands.qsize())]
+            for command in commands:
+                if command is None:
+                    return
+                command()
+            self._step()
 
     def _needs_time(self) -> bool:
         core = self.engine.core

@@ -382,8 +382,9 @@ class Cluster:
 
     @property
     def views(self) -> list[InstanceView]:
-        """Instances to which requests can go."""
-        return [i.view for i in self.instances.values() if i.view.health == "ready"]
+        """Instances to which requests can go; where all are silent, those that may only be slow."""
+        alive = [i.view for i in self.instances.values() if i.view.health != "removed"]
+        return [view for view in alive if view.health == "ready"] or alive
 
     async def start(self) -> None:
         """Starts all instances; none is left behind when one of them cannot start.
