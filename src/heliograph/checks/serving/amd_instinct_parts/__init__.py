@@ -1,0 +1,1 @@
+"""How each part of the check of the serving advisor and its load benchmark is measured."""
