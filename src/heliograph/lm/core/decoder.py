@@ -10,10 +10,12 @@ head, V tokens of the vocabulary.
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import importlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -163,6 +165,15 @@ class CachedAttention:
         return torch.where(blind, 0.0, heard).transpose(1, 2)
 
 
+@functools.cache
+def _fused() -> Any:
+    """The kernels for CUDA; None where Triton is not installed."""
+    try:
+        return importlib.import_module("heliograph.lm.core.fused_triton")
+    except ModuleNotFoundError:
+        return None
+
+
 class RMSNorm(nn.Module):
     r"""x / sqrt(mean(x^2) + eps) times a weight, computed in float32."""
 
@@ -172,6 +183,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., C] to [..., C]."""
+        if x.is_cuda and not torch.is_grad_enabled():  # one kernel, float32 inside
+            return functional.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
         wide = functional.rms_norm(x.float(), (x.shape[-1],), eps=self.eps)
         return wide.to(x.dtype) * self.weight
 
@@ -197,11 +210,18 @@ class Block(nn.Module):
         config = self.config
         heads = self.query_key_value(self.attention_norm(x)).unflatten(-1, (-1, config.head_dim))
         q, k, v = heads.split([config.heads, config.kv_heads, config.kv_heads], dim=-2)
+        fused = _fused() if x.is_cuda and not torch.is_grad_enabled() else None
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
-        q, k = _rotate(q, turn, config.rope), _rotate(k, turn, config.rope)
+        if fused is not None and self.query_norm is None and x.dim() == 2:
+            fused.rotate_heads(heads, config.heads + config.kv_heads, turn, config.rope.interleaved)
+        else:
+            q, k = _rotate(q, turn, config.rope), _rotate(k, turn, config.rope)
         x = x + self.out(attention.attend(self.number, q, k, v).flatten(-2))
-        gate, up = self.gate_up(self.feed_forward_norm(x)).chunk(2, dim=-1)
+        both = self.gate_up(self.feed_forward_norm(x))
+        if fused is not None:
+            return x + self.down(fused.gated_silu(both))  # type: ignore[no-any-return]
+        gate, up = both.chunk(2, dim=-1)
         return x + self.down(functional.silu(gate) * up)  # type: ignore[no-any-return]
 
 

@@ -20,7 +20,7 @@ from heliograph.lm.core.decoder import Decoder, fingerprint
 from heliograph.lm.core.gguf_file import GGUFFile
 from heliograph.lm.core.tokens import Tokenizer, gguf_tokenizer, hugging_face_tokenizer
 
-__all__ = ["LanguageModel", "load_model"]
+__all__ = ["LanguageModel", "load_model", "random_model"]
 
 # our parameter: theirs, put one below the other where there are several
 GGUF_NAMES = {
@@ -95,6 +95,35 @@ def load_model(
     raise BadInput(f"{path} is neither a .gguf file nor a folder with config.json; or name smollm2-135m")
 
 
+def random_model(
+    config: DecoderConfig,
+    tokenizer: Tokenizer,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    seed: int = 0,
+) -> LanguageModel:
+    """A model of a given shape with random weights, for measurements that no trained weights are at hand for.
+
+    Args:
+        config: its shape.
+        tokenizer: for its texts; its size need not fit.
+        dtype, device: of the weights, which are made there.
+        seed: of the weights.
+    """
+    with torch.device("meta"):
+        decoder = Decoder(config)
+    decoder = decoder.to(dtype).to_empty(device=device).eval()
+    noise = torch.Generator(device).manual_seed(seed)
+    with torch.no_grad():
+        for weight in decoder.parameters():
+            if weight.dim() > 1:
+                weight.normal_(std=weight.shape[-1] ** -0.5, generator=noise)
+            else:
+                weight.fill_(1)
+    return LanguageModel(decoder, tokenizer, f"random {config.architecture}", fingerprint(decoder))
+
+
 def _load_gguf(path: Path, dtype: torch.dtype, device: str, layers: int | None) -> LanguageModel:
     with GGUFFile(path) as file:
         if "token_embd.weight" not in file.tensors:
@@ -108,7 +137,10 @@ def _load_gguf(path: Path, dtype: torch.dtype, device: str, layers: int | None) 
         )
         config = _cut(config, layers)
         tokenizer = gguf_tokenizer(file.metadata, path)
-        names = {"embedding.weight": ("token_embd.weight",), "norm.weight": ("output_norm.weight",)}
+        names: dict[str, tuple[str, ...]] = {
+            "embedding.weight": ("token_embd.weight",),
+            "norm.weight": ("output_norm.weight",),
+        }
         names["head.weight"] = ("output.weight",)
         names |= _block_names(config.layers, "blk", GGUF_NAMES)
         shapes = {name: info.shape for name, info in file.tensors.items()}
@@ -129,7 +161,10 @@ def _load_folder(path: Path, dtype: torch.dtype, device: str, layers: int | None
     if not isinstance(settings, dict):
         raise BadInput(f"{path / 'config.json'} holds {type(settings).__name__}; an object is expected")
     config = _cut(DecoderConfig.from_hugging_face(settings), layers)
-    names = {"embedding.weight": ("model.embed_tokens.weight",), "norm.weight": ("model.norm.weight",)}
+    names: dict[str, tuple[str, ...]] = {
+        "embedding.weight": ("model.embed_tokens.weight",),
+        "norm.weight": ("model.norm.weight",),
+    }
     names["head.weight"] = ("lm_head.weight",)
     names |= _block_names(config.layers, "model.layers", HUGGING_FACE_NAMES)
     files = sorted(path.glob("*.safetensors"))

@@ -249,7 +249,7 @@ class Engine:
         admission: who may start; everybody where None.
         clock: of arrivals and deadlines.
         device, dtype: of the weights, where ``model`` is a name.
-        executor: another than :class:`TorchExecutor`, given the model, the number of blocks and their size.
+        executor: another than the one for the model's device, given the model, the number of blocks and their size.
 
     Raises:
         BadInput: a model that cannot be read, or limits that make no sense.
@@ -285,8 +285,15 @@ class Engine:
             num_blocks = max(1, cache_bytes // (block_size * self.kv_bytes_per_token))
         kv = KVManager(BlockPool(num_blocks, block_size), model.fingerprint, prefix_cache=prefix_cache)
         scheduler = Scheduler(kv, config, admission, model.tokenizer.end_tokens)
-        made = executor or (lambda m, n, size: TorchExecutor(m, n, size, overlap=overlap))
-        self.core = EngineCore(scheduler, made(model, num_blocks, block_size), clock, overlap=overlap)
+        if executor is not None:
+            made = executor(model, num_blocks, block_size)
+        elif model.decoder.embedding.weight.is_cuda:
+            from heliograph.serving.core.cuda_executor import CudaExecutor
+
+            made = CudaExecutor(model, num_blocks, block_size, max_sequences=max_sequences)
+        else:
+            made = TorchExecutor(model, num_blocks, block_size, overlap=overlap)
+        self.core = EngineCore(scheduler, made, clock, overlap=overlap)
         self._answers: dict[str, _Answer] = {}
         self._prompts: dict[str, list[Sample]] = {}
         self._names = itertools.count()

@@ -9,7 +9,9 @@ Shapes: T tokens of the step, R rows, M blocks a row at most, H heads, G key and
 from __future__ import annotations
 
 import functools
+import importlib
 import math
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -99,20 +101,25 @@ class PagedAttention:
     Args:
         cache: of blocks.
         batch: of the step.
-        compiled: whether decoding rows use the compiled loop (float32 on a CPU).
+        compiled: whether compiled code is used where it can be: kernels on CUDA, and on a CPU a loop for decoding rows.
     """
 
     def __init__(self, cache: BlockCache, batch: PagedBatch, *, compiled: bool = True) -> None:
         self.cache, self.batch = cache, batch
         usable = cache.data.device.type == "cpu" and cache.data.dtype == torch.float32
-        self._decode = _compiled_decode if compiled and usable else None
+        self.kernels = _kernels(cache) if compiled else None
+        self._decode = _compiled_decode if compiled and usable and self.kernels is None else None
+        self._tiles: tuple[Tensor, Tensor, Tensor] | None = None
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Keeps k and v [T, G, D] and gives what q [T, H, D] hears."""
         batch, keys, values = self.batch, self.cache.keys[layer], self.cache.values[layer]
+        heard = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        if self.kernels is not None:
+            self._attend_by_kernels(self.kernels, q, k, v, keys, values, heard)
+            return heard
         keys.index_copy_(0, batch.slots, k)
         values.index_copy_(0, batch.slots, v)
-        heard = torch.empty_like(q)
         n = batch.decodes
         if n and self._decode is not None:
             self._decode(q[:n], keys, values, batch.tables[:n], batch.context[:n], self.cache.block_size, heard[:n])
@@ -133,6 +140,56 @@ class PagedAttention:
             heard[own] = _attend_chunk(q[own], past_k, past_v)
             at += count
         return heard
+
+    def _attend_by_kernels(
+        self, kernels: Any, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, heard: Tensor
+    ) -> None:
+        batch, size, n = self.batch, self.cache.block_size, self.batch.decodes
+        kernels.store(k, keys, batch.slots)
+        kernels.store(v, values, batch.slots)
+        if n:
+            parts = decode_parts(n * k.shape[1], batch.tables.shape[1] * size)
+            kernels.attend_decodes(q[:n], keys, values, batch.tables[:n], batch.context[:n], size, parts, heard[:n])
+        if n == len(batch.counts):
+            return
+        if self._tiles is None:
+            self._tiles = _tiles(batch.counts[n:], kernels.QUERIES, q.device)
+        kernels.attend_chunks(q[n:], keys, values, batch.tables[n:], batch.context[n:], *self._tiles, size, heard[n:])
+
+
+def decode_parts(programs: int, longest: int) -> int:
+    """Into how many parts each row's past is divided, so that so many rows and key heads fill a GPU."""
+    parts = 1
+    while parts < 32 and programs * parts < 512 and parts * 128 < longest:
+        parts *= 2
+    return parts
+
+
+def _kernels(cache: BlockCache) -> Any:
+    """The CUDA kernels, where they can be used: a GPU (or Triton's interpreter), and a width that is a power of two."""
+    width, device = cache.data.shape[-1], cache.data.device.type
+    if device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        return None
+    if width < 16 or width & (width - 1):
+        return None
+    try:
+        return importlib.import_module("heliograph.serving.core.paged_attention_triton")
+    except ModuleNotFoundError:
+        return None
+
+
+def _tiles(counts: Sequence[int], queries: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Where rows begin, and the row and first query of each tile of queries."""
+    begins = [0]
+    rows, starts = [], []
+    for row, count in enumerate(counts):
+        begins.append(begins[-1] + count)
+        for start in range(0, count, queries):
+            rows.append(row)
+            starts.append(start)
+    made = (torch.tensor(part, dtype=torch.int32, device=device) for part in (begins, rows, starts))
+    first, second, third = made
+    return first, second, third
 
 
 def attend_rows(q: Tensor, keys: Tensor, values: Tensor, tables: Tensor, context: Tensor, block_size: int) -> Tensor:

@@ -165,6 +165,8 @@ class Scheduler:
             self._run(request, len(shared), now_s)
             rows.append(self._plan(request, count))
             budget -= count
+        if not rows:
+            return StepPlan(())  # who has ended is told with the next step
         ended, self._ended = tuple(self._ended), []
         return StepPlan(tuple(sorted(rows, key=lambda row: row.count > 1)), ended)
 

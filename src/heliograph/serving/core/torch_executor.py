@@ -15,6 +15,7 @@ from heliograph.errors import BadInput
 from heliograph.lm.core.load import LanguageModel
 from heliograph.lm.core.sampling import SamplingParams, sample_tokens
 from heliograph.serving.core.cost_model import StepShape
+from heliograph.serving.core.executor import Launched
 from heliograph.serving.core.paged_attention import BlockCache, PagedAttention, PagedBatch
 from heliograph.serving.core.request import Request, Row, Sample, StepPlan, StepResult
 
@@ -46,7 +47,7 @@ class TorchExecutor:
         self._drawn: dict[str, int] = {}  # the newest token of each request, which the planner may not know yet
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="executor") if overlap else None
 
-    def launch(self, plan: StepPlan) -> _Running | _Done:
+    def launch(self, plan: StepPlan) -> Launched:
         """Starts a step."""
         if self._thread is None:
             return _Done(self._execute(plan))
@@ -104,11 +105,12 @@ class TorchExecutor:
         positions: list[int] = []
         slots: list[int] = []
         wanted: list[int] = []
+        pending: list[tuple[int, str]] = []
         for row in plan.rows:
-            known = row.request.tokens[row.start : row.start + row.count - row.pending]
-            tokens += known
+            tokens += row.request.tokens[row.start : row.start + row.count - row.pending]
             if row.pending:
-                tokens.append(self._drawn[row.request.id])
+                pending.append((len(tokens), row.request.id))
+                tokens.append(0)
             for position in range(row.start, row.start + row.count):
                 positions.append(position)
                 slots.append(row.blocks[position // size] * size + position % size)
@@ -126,7 +128,7 @@ class TorchExecutor:
             decodes,
         )
         return (
-            torch.tensor(tokens, device=self.device),
+            self._fill_in(torch.tensor(tokens, device=self.device), pending),
             torch.tensor(positions, device=self.device),
             batch,
             torch.tensor(wanted, device=self.device, dtype=torch.long),
@@ -146,7 +148,17 @@ class TorchExecutor:
         """The answer before the token that this row draws."""
         stop = row.start + row.count - row.pending
         known = row.request.tokens[row.request.num_prompt : stop]
-        return [*known, self._drawn[row.request.id]] if row.pending else known
+        return [*known, self._newest(row.request.id)] if row.pending else known
+
+    def _newest(self, request_id: str) -> int:
+        """The token that a request drew last, which the planner may not know yet."""
+        return self._drawn[request_id]
+
+    def _fill_in(self, tokens: Tensor, pending: list[tuple[int, str]]) -> Tensor:
+        """Puts tokens drawn by the step before into their places."""
+        for place, name in pending:
+            tokens[place] = self._newest(name)
+        return tokens
 
     def _score_prompts(self, plan: StepPlan, hidden: Tensor) -> dict[int, tuple[Sample, ...]]:
         found, at = {}, 0
