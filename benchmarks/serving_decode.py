@@ -36,10 +36,10 @@ class Numbers:
 
     size, end_tokens, begin_token, template = 0, (), None, ""
 
-    def encode(self, text: str, *, special: bool = True) -> list[int]:
+    def encode(self, text: str, *, special: bool = True) -> list[int]:  # noqa: ARG002
         return list(text.encode())
 
-    def decode(self, tokens: Any, *, special: bool = False) -> str:
+    def decode(self, tokens: Any, *, special: bool = False) -> str:  # noqa: ARG002
         return ""
 
 
