@@ -1,8 +1,8 @@
-"""A cluster in virtual time: real schedulers, caches and routers; only the seconds of a step and of a wire are formulas.
+"""A cluster in virtual time: real schedulers, caches and routers; only seconds of steps and wires are formulas.
 
-Each instance is an :class:`EngineCore` whose steps take as long as a fitted :class:`CostModel` says. Instances hand keys
-and values over by tickets and leases as worker processes do, on wires of :mod:`heliograph.sim`. A policy that places
-requests or changes roles sees the same :class:`InstanceView` here and there.
+Each instance is an :class:`EngineCore` whose steps take as long as a fitted :class:`CostModel` says. Instances hand
+keys and values over by tickets and leases as worker processes do, on wires of :mod:`heliograph.sim`. A policy that
+places requests or changes roles sees the same :class:`InstanceView` here and there.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from heliograph.errors import BadInput
 from heliograph.lm.core.sampling import SamplingParams
 from heliograph.serving.core.async_engine import Overloaded
 from heliograph.serving.core.blocks import BlockPool, KVManager
-from heliograph.serving.core.cluster import InstanceView, Placement, Role, Router, RoutingRequest
+from heliograph.serving.core.cluster import InstanceView, Role, Router, RoutingRequest
 from heliograph.serving.core.cost_model import CostModel
 from heliograph.serving.core.engine import EngineCore
 from heliograph.serving.core.executor import ModelledExecutor
-from heliograph.serving.core.request import FinishReason, Request, RequestState, Row, StepPlan, Ticket
+from heliograph.serving.core.request import FinishReason, Request, RequestState, StepPlan, Ticket
 from heliograph.serving.core.scheduler import Admission, Scheduler, SchedulerConfig, Taken
+from heliograph.serving.core.sim_report import RequestRecord, SimReport, SimRequest, Slo
 from heliograph.sim import Link, Process, Signal, Sim
 from heliograph.sim.engine import Body
 
@@ -47,37 +48,6 @@ END_TOKEN = 0
 
 
 @dataclass(frozen=True)
-class SimRequest:
-    """A request of a trace.
-
-    Attributes:
-        id: unique in the run.
-        arrival_s: since its start.
-        prompt: token numbers; a ``range`` will do where no prefix is shared.
-        output_tokens: of the answer, which policies do not see.
-        max_tokens: the limit that its sender stated, which they see.
-        priority: 0 online, 1 offline.
-    """
-
-    id: str
-    arrival_s: float
-    prompt: Sequence[int]
-    output_tokens: int
-    max_tokens: int = 1024
-    priority: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuses what cannot be served."""
-        if not self.prompt or not 1 <= self.output_tokens <= self.max_tokens:
-            raise BadInput(
-                f"request {self.id}: a prompt and 1 <= output_tokens <= max_tokens are needed; got {len(self.prompt)} "
-                f"prompt tokens, {self.output_tokens} and {self.max_tokens}"
-            )
-        if not (self.arrival_s >= 0 and math.isfinite(self.arrival_s)):
-            raise BadInput(f"request {self.id}: arrival_s is {self.arrival_s}; seconds of 0 or more are expected")
-
-
-@dataclass(frozen=True)
 class InstanceSpec:
     """One instance: its name, its first role, its cache and the limits of its steps."""
 
@@ -85,7 +55,7 @@ class InstanceSpec:
     role: Role = "mix"
     num_blocks: int = 1024
     block_size: int = 16
-    limits: SchedulerConfig = SchedulerConfig()
+    limits: SchedulerConfig = SchedulerConfig()  # noqa: RUF009 - frozen
     prefix_cache: bool = False
 
 
@@ -99,103 +69,6 @@ class Wire:
     def seconds(self, nbytes: int) -> float:
         """Of a transfer that has the wire for itself."""
         return self.latency_s + nbytes / self.bytes_per_s
-
-
-@dataclass(frozen=True)
-class Slo:
-    """Limits that an online request's sender waits for: first token, and mean time of each later one."""
-
-    ttft_s: float
-    tpot_s: float
-
-
-@dataclass
-class RequestRecord:
-    """What became of a request.
-
-    Attributes:
-        request: as it came.
-        placements: where it was sent, with the time of each.
-        first_token_s, finished_s: on the simulation's clock; None where it did not get there.
-        tokens: of the answer.
-        finish: why it ended; None where the run ended first, "error" where nobody could take it.
-        preemptions, recomputed_tokens: on its way.
-        moved_bytes: of keys and values between instances.
-    """
-
-    request: SimRequest
-    placements: list[tuple[float, Placement]] = field(default_factory=list)
-    first_token_s: float | None = None
-    finished_s: float | None = None
-    tokens: int = 0
-    finish: FinishReason | None = None
-    preemptions: int = 0
-    recomputed_tokens: int = 0
-    moved_bytes: int = 0
-
-    @property
-    def ttft_s(self) -> float:
-        """From arrival to the first token; infinite where there was none."""
-        return math.inf if self.first_token_s is None else self.first_token_s - self.request.arrival_s
-
-    @property
-    def tpot_s(self) -> float:
-        """Mean time of a token after the first; 0 for an answer of one, infinite for one that did not end."""
-        if self.finished_s is None or self.first_token_s is None:
-            return math.inf
-        return (self.finished_s - self.first_token_s) / max(1, self.tokens - 1)
-
-    @property
-    def completed(self) -> bool:
-        """Whether the whole answer came."""
-        return self.finish in ("stop", "length")
-
-    def meets(self, slo: Slo) -> bool:
-        """Whether the answer came within both limits."""
-        return self.completed and self.ttft_s <= slo.ttft_s and self.tpot_s <= slo.tpot_s
-
-
-@dataclass(frozen=True)
-class SimReport:
-    """A run.
-
-    Attributes:
-        records: one a request, in order of arrival.
-        seconds: from the start to the last event.
-        preemptions, recomputed_tokens: by lack of blocks, over all instances.
-        moved_bytes: of keys and values.
-        broken_steps: that were interrupted.
-        roles: changes (time, instance, role).
-        refused_actions: that came while a hand-over forbade them.
-        busy_s: of each instance.
-    """
-
-    records: tuple[RequestRecord, ...]
-    seconds: float
-    preemptions: int
-    recomputed_tokens: int
-    moved_bytes: int
-    broken_steps: int
-    roles: tuple[tuple[float, str, Role], ...]
-    refused_actions: int
-    busy_s: dict[str, float]
-
-    def attainment(self, slo: Slo, priority: int = 0) -> float:
-        """Share of the requests of that priority that met the limits; what did not end did not meet them."""
-        mine = [r for r in self.records if r.request.priority == priority]
-        return sum(r.meets(slo) for r in mine) / len(mine) if mine else math.nan
-
-    def goodput(self, slo: Slo, seconds: float, priority: int = 0) -> float:
-        """Requests a second that met the limits, over a period stated by the caller (the same for all contenders)."""
-        return sum(r.meets(slo) for r in self.records if r.request.priority == priority) / seconds
-
-    def tokens_by(self, when_s: float, priority: int) -> int:
-        """Answer tokens of requests of that priority that had ended by then."""
-        return sum(
-            r.tokens
-            for r in self.records
-            if r.request.priority == priority and r.completed and (r.finished_s or 0.0) <= when_s
-        )
 
 
 @dataclass(frozen=True)
@@ -216,7 +89,11 @@ class SetRole:
 
 @dataclass(frozen=True)
 class Migrate:
-    """Moves a decoding request with its keys and values; refused while it is in a step."""
+    """Moves a decoding request of an engine with its keys and values, once the step that it is in has ended.
+
+    Attributes:
+        request: its id on the source's engine.
+    """
 
     request: str
     source: str
@@ -269,6 +146,7 @@ class SimInstance:
         link: what leaves it.
         flight: the step under way.
         dead: whether it has been killed.
+        moves: requests that leave once the step under way has ended.
     """
 
     def __init__(self, sim: Sim, spec: InstanceSpec, cost: CostModel, wire: Wire, admission: Admission | None) -> None:
@@ -282,6 +160,7 @@ class SimInstance:
         self.flight: _Flight | None = None
         self.dead = False
         self.loop: Process | None = None
+        self.moves: list[Migrate] = []
 
     @property
     def name(self) -> str:
@@ -468,9 +347,9 @@ class SimCluster:
         else:
             self._count_decode(open_, instance, context)
         flight = instance.flight
-        if flight is not None and not flight.breaking and self.policy is not None:
-            if self.policy.breaks(instance, flight.plan, request):
-                self._break_off(flight)
+        policy = self.policy
+        if flight and policy and not flight.breaking and policy.breaks(instance, flight.plan, request):
+            self._break_off(flight)
         self._kick(instance)
 
     def _observing(self) -> Body:
@@ -517,14 +396,16 @@ class SimCluster:
             end = self.sim.now + result.seconds
             cancel = self.sim.at(end, lambda signal=signal: signal.give(True))  # type: ignore[misc]
             instance.flight = _Flight(plan, self.sim.now, result.seconds, signal, cancel)
-            ended = yield signal  # type: ignore[misc]
+            ended = yield signal
             instance.flight = None
             if not ended:
                 self._broken += 1
-                _roll_back(core.scheduler, plan)
+                _roll_back(plan)
                 continue
             for taken in core.complete(plan, result):
                 self._took(instance, taken)
+            moves, instance.moves = instance.moves, []
+            self._apply(moves)
             if policy is not None:
                 self._apply(policy.after_step(instance, result.seconds, list(self.instances.values())))
             if self.sim.now - heard >= self.heartbeat_s:
@@ -606,12 +487,17 @@ class SimCluster:
         self._kick(holder)
 
     def _migrate(self, action: Migrate) -> bool:
-        open_ = self._open.get(action.request)
+        open_ = self._open.get(action.request.rpartition("/")[0])
         source, target = self.instances[action.source], self.instances[action.target]
         request = None if open_ is None else open_.current
-        if open_ is None or request is None or open_.place is not source or target.dead:
+        if open_ is None or request is None or request.id != action.request or open_.place is not source:
             return False
-        if request.state is not RequestState.RUNNING or request.num_in_flight or not request.decoding:
+        if request.state is not RequestState.RUNNING or target.dead:
+            return False
+        if request.num_in_flight:
+            source.moves.append(action)
+            return True
+        if not request.decoding:
             return False
         request.producer = True  # so that its blocks outlive its end here
         source.core.scheduler.finish(request, "length", self.sim.now)
@@ -665,15 +551,11 @@ class SimCluster:
         self._open.pop(open_.record.request.id, None)
 
 
-def _roll_back(scheduler: Scheduler, plan: StepPlan) -> None:
+def _roll_back(plan: StepPlan) -> None:
     """Forgets a step that did not end: nothing that it would have written counts, and nothing is published."""
-
-    def undo(row: Row) -> None:
+    for row in plan.rows:
         request = row.request
         request.num_in_flight -= 1
         if row.epoch == request.epoch and request.state is RequestState.RUNNING:
             request.num_computed = row.start
             request.num_pending -= row.sample
-
-    for row in plan.rows:
-        undo(row)
