@@ -9,6 +9,16 @@ from heliograph.errors import MissingExtra
 
 if TYPE_CHECKING:
     from heliograph.lm.core.sampling import SamplingParams
+    from heliograph.serving.amd_instinct import (
+        CapacityModel,
+        LoadBenchmark,
+        LoadPhase,
+        LoadStatus,
+        ServingAdvisor,
+        ServingPlan,
+        ServingRule,
+        ablate_flag,
+    )
     from heliograph.serving.core.async_engine import AsyncEngine, StreamEvent
     from heliograph.serving.core.blocks import BlockPool, KVManager
     from heliograph.serving.core.cluster import (
@@ -33,6 +43,7 @@ __all__ = [
     "Admission",
     "AsyncEngine",
     "BlockPool",
+    "CapacityModel",
     "Cluster",
     "ClusterBackend",
     "CostModel",
@@ -43,6 +54,9 @@ __all__ = [
     "InstanceView",
     "KVManager",
     "LeastOutstanding",
+    "LoadBenchmark",
+    "LoadPhase",
+    "LoadStatus",
     "ModelledExecutor",
     "Placement",
     "Request",
@@ -51,13 +65,32 @@ __all__ = [
     "SamplingParams",
     "Scheduler",
     "SchedulerConfig",
+    "ServingAdvisor",
+    "ServingPlan",
+    "ServingRule",
     "StepPlan",
     "StepResult",
     "StreamEvent",
     "TorchExecutor",
+    "ablate_flag",
     "serve",
 ]
 
+_SYSTEMS = {
+    **dict.fromkeys(
+        (
+            "CapacityModel",
+            "LoadBenchmark",
+            "LoadPhase",
+            "LoadStatus",
+            "ServingAdvisor",
+            "ServingPlan",
+            "ServingRule",
+            "ablate_flag",
+        ),
+        "amd_instinct",
+    ),
+}
 _HOME = {
     **dict.fromkeys(("AsyncEngine", "StreamEvent"), "async_engine"),
     **dict.fromkeys(("BlockPool", "KVManager"), "blocks"),
@@ -89,10 +122,11 @@ def __getattr__(name: str) -> Any:
     """Imports a public name's module at its first use, so that importing this package costs nothing."""
     if name == "SamplingParams":
         return importlib.import_module("heliograph.lm").SamplingParams
-    if name not in _HOME:
+    if name not in _HOME and name not in _SYSTEMS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = f"core.{_HOME[name]}" if name in _HOME else _SYSTEMS[name]
     try:
-        module = importlib.import_module(f"heliograph.serving.core.{_HOME[name]}")
+        module = importlib.import_module(f"heliograph.serving.{home}")
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
         if package in _EXTRA:

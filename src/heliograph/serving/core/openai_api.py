@@ -112,6 +112,11 @@ class _Common(BaseModel):
         """Whether a stream ends with the numbers of tokens."""
         return bool((self.stream_options or {}).get("include_usage"))
 
+    @property
+    def wants_running_usage(self) -> bool:
+        """Whether every chunk of a stream tells the numbers of tokens so far."""
+        return bool((self.stream_options or {}).get("continuous_usage_stats"))
+
     def refuse(self, **unbuilt: Any) -> None:
         """Refuses settings that change the answer and are not built.
 

@@ -485,7 +485,8 @@ async def _completion_chunks(
                 samples = [generation.prompt[0], *event.prompt, *samples]
         logprobs = completion_logprobs(samples, tokenizer, before) if body.logprobs is not None else None
         shown = {"index": number, "text": text, "logprobs": logprobs, "finish_reason": event.finish}
-        yield {**head, "choices": [shown]}
+        running = {"usage": _usage(generations, choices, body.max_tokens)} if body.wants_running_usage else {}
+        yield {**head, "choices": [shown], **running}
     if body.wants_usage:
         yield {**head, "choices": [], "usage": _usage(generations, choices, body.max_tokens)}
 
@@ -512,7 +513,8 @@ async def _chat_chunks(
             "logprobs": chat_logprobs(samples, tokenizer) if body.logprobs else None,
             "finish_reason": event.finish,
         }
-        yield {**head, "choices": [shown]}
+        running = {"usage": _usage(generations, choices)} if body.wants_running_usage else {}
+        yield {**head, "choices": [shown], **running}
     if body.wants_usage:
         yield {**head, "choices": [], "usage": _usage(generations, choices)}
 
