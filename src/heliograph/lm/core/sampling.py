@@ -16,7 +16,9 @@ from torch import Tensor
 from heliograph.errors import BadInput
 from heliograph.random import CounterRng
 
-__all__ = ["SamplingParams", "sample_tokens"]
+__all__ = ["DAMAGED", "SamplingParams", "sample_tokens"]
+
+DAMAGED = "the logits hold NaN, or a row without a finite one; the weights or inputs are damaged"
 
 
 @dataclass(frozen=True)
@@ -83,10 +85,11 @@ def sample_tokens(
     if not len(logits) == len(params) == len(prompts) == len(answers):
         raise BadInput(f"{len(logits)} rows of logits for {len(params)} settings and {len(prompts)} prompts")
     scores = logits.float()
-    if not bool(scores.isfinite().any(-1).all()) or bool(scores.isnan().any()):
-        raise BadInput("the logits hold NaN, or a row without a finite one; the weights or inputs are damaged")
+    top = scores.max(-1)  # NaN where a row holds one
+    if bool((top.values.isnan() | (top.values == -torch.inf)).any()):
+        raise BadInput(DAMAGED)
     if all(p.temperature == 0 and not _penalised(p) for p in params):
-        greedy: list[int] = scores.argmax(-1).tolist()
+        greedy: list[int] = top.indices.tolist()
         return greedy
     return [
         _sample_one(row, p, prompt, answer)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from heliograph.errors import BadInput
 from heliograph.lm.core.load import LanguageModel
+from heliograph.lm.core.sampling import DAMAGED
 from heliograph.serving.core.executor import Launched
 from heliograph.serving.core.paged_attention import PagedAttention, PagedBatch
 from heliograph.serving.core.request import Row, Sample, StepPlan, StepResult
@@ -124,7 +125,7 @@ class CudaExecutor(TorchExecutor):
         decoder = self.model.decoder
         hidden = decoder(decoder.embed(tokens), positions, PagedAttention(self.cache, batch, compiled=self.compiled))
         logits = decoder.logits(hidden[wanted])
-        drawn = logits.argmax(-1)
+        drawn = _greedy(logits)
         self._remember([row for row in plan.rows if row.sample], drawn)
         return hidden, logits, drawn
 
@@ -138,7 +139,7 @@ class CudaExecutor(TorchExecutor):
     def _remember(self, rows: list[Row], tokens: Tensor) -> None:
         if rows:
             places = torch.tensor([self._places[row.request.id] for row in rows], device=self.device)
-            self._newest_tokens[places] = tokens
+            self._newest_tokens[places] = tokens.clamp(min=0)
 
     def _replay(self, plan: StepPlan, size: int) -> tuple[Tensor, Tensor]:
         """A step of decoding rows as a recorded graph."""
@@ -175,8 +176,8 @@ class CudaExecutor(TorchExecutor):
             decoder = self.model.decoder
             hidden = decoder(decoder.embed(tokens), positions, PagedAttention(self.cache, batch))
             logits = decoder.logits(hidden)
-            drawn = logits.argmax(-1)
-            self._newest_tokens.index_copy_(0, places, drawn)
+            drawn = _greedy(logits)
+            self._newest_tokens.index_copy_(0, places, drawn.clamp(min=0))
             return logits, drawn
 
         side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -212,9 +213,17 @@ class _OnDevice:
 
     def wait(self) -> StepResult:
         self._event.synchronize()
+        if bool((self._host < 0).any()):
+            raise BadInput(DAMAGED)
         tokens = iter(self._host.tolist())
         samples = tuple(Sample(next(tokens)) if row.sample else None for row in self._plan.rows)
         return StepResult(samples, time.perf_counter() - self._begin)
+
+
+def _greedy(logits: Tensor) -> Tensor:
+    """The most likely token of each row; -1 where the row is damaged, since nothing can be raised on the device."""
+    top = logits.max(-1)
+    return torch.where(top.values.isnan() | (top.values == -torch.inf), -1, top.indices)
 
 
 def _is_greedy(row: Row) -> bool:

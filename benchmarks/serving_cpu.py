@@ -1,0 +1,240 @@
+"""Tokens a second on a CPU: our engine against transformers and llama.cpp, on the real small model, in one run.
+
+All arms take the same prompts (cold caches: every repeat has prompts of its own) and give the same number of tokens.
+"equal" answers all have one length, which suits a static batch; "mixed" answers have lengths from 8 to 64, so that a
+static batch computes rows that nobody waits for. llama.cpp reads the file's own quantised weights, the others float32.
+
+python benchmarks/serving_cpu.py --output record.json       (llama.cpp: pip install xllamacpp)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from heliograph.data.language_models import smollm2_file
+from heliograph.lm.core.load import LanguageModel, load_model
+from heliograph.lm.core.sampling import SamplingParams
+from heliograph.serving.core.engine import Engine
+
+PROMPT_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Work:
+    """Prompts, and how long each answer is."""
+
+    prompts: tuple[tuple[int, ...], ...]
+    lengths: tuple[int, ...]
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.lengths)
+
+
+Arm = Callable[[Work], tuple[float, float]]
+"""Seconds of all, and seconds until every request had its first token."""
+
+
+def ours(model: LanguageModel, *, overlap: bool) -> Arm:
+    engine = Engine(model, max_sequences=64, max_tokens_per_step=1024, overlap=overlap)
+
+    def run(work: Work) -> tuple[float, float]:
+        begin, first = time.perf_counter(), 0.0
+        requests = [
+            engine.add(engine.request(prompt, SamplingParams(max_tokens=n, temperature=0, ignore_end=True)))
+            for prompt, n in zip(work.prompts, work.lengths, strict=True)
+        ]
+        while engine.has_work:
+            engine.step()
+            if not first and all(request.num_output for request in requests):
+                first = time.perf_counter() - begin
+        return time.perf_counter() - begin, first
+
+    return run
+
+
+def transformers_generate(model: LanguageModel) -> Arm:
+    peer = as_transformers(model)
+
+    def run(work: Work) -> tuple[float, float]:
+        tokens = torch.tensor(work.prompts)
+
+        def generate(count: int) -> float:
+            begin = time.perf_counter()
+            peer.generate(
+                tokens,
+                attention_mask=torch.ones_like(tokens),
+                max_new_tokens=count,
+                min_new_tokens=count,
+                do_sample=False,
+                pad_token_id=0,
+            )
+            return time.perf_counter() - begin
+
+        first = generate(1)
+        return generate(max(work.lengths)), first
+
+    return run
+
+
+def llama_cpp(parallel: int) -> Arm:
+    import httpx
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = str(smollm2_file())
+    params.n_parallel, params.n_ctx, params.n_gpu_layers = parallel, parallel * 256, 0
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = torch.get_num_threads()
+    params.cache_prompt, params.port, params.verbosity = False, 0, -1
+    server = xllamacpp.Server(params)
+    url = server.listening_address
+    client = httpx.Client(base_url=url, timeout=600, limits=httpx.Limits(max_connections=parallel))
+
+    def ask(prompt: Sequence[int], count: int) -> float:
+        begin, first = time.perf_counter(), 0.0
+        body = {"prompt": list(prompt), "n_predict": count, "temperature": 0, "ignore_eos": True, "stream": True}
+        got = 0
+        with client.stream("POST", "/completion", json=body) as response:
+            for line in response.iter_lines():
+                if line.startswith("data: ") and line != "data: [DONE]":
+                    first = first or time.perf_counter() - begin
+                    got = max(got, json.loads(line[6:]).get("tokens_predicted", 0))
+        assert got == count, f"{got} of {count} tokens"
+        return first
+
+    def run(work: Work) -> tuple[float, float]:
+        begin = time.perf_counter()
+        with ThreadPoolExecutor(parallel) as pool:
+            firsts = list(pool.map(ask, work.prompts, work.lengths))
+        return time.perf_counter() - begin, max(firsts)
+
+    run.server = server  # type: ignore[attr-defined] # lives as long as the arm
+    return run
+
+
+def as_transformers(model: LanguageModel) -> Any:
+    """The same weights in transformers' own class."""
+    import transformers
+
+    config = model.config
+    shape = transformers.LlamaConfig(
+        vocab_size=config.vocabulary,
+        hidden_size=config.hidden,
+        intermediate_size=config.feed_forward,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        max_position_embeddings=config.context,
+        rms_norm_eps=config.norm_eps,
+        rope_theta=config.rope.base,
+        tie_word_embeddings=config.tied,
+    )
+    peer = transformers.LlamaForCausalLM(shape).eval()
+    inner = config.heads * config.head_dim, config.kv_heads * config.head_dim, config.kv_heads * config.head_dim
+
+    def halves(weight: torch.Tensor, heads: int) -> torch.Tensor:
+        """Pairs of neighbours become pairs of halves, as that class turns them."""
+        if not config.rope.interleaved:
+            return weight
+        parts = weight.view(heads, config.head_dim // 2, 2, -1)
+        return parts.transpose(1, 2).reshape(weight.shape)
+
+    with torch.no_grad():
+        for mine, theirs in zip(model.decoder.blocks, peer.model.layers, strict=True):
+            q, k, v = mine.query_key_value.weight.split(inner)
+            theirs.self_attn.q_proj.weight.copy_(halves(q, config.heads))
+            theirs.self_attn.k_proj.weight.copy_(halves(k, config.kv_heads))
+            theirs.self_attn.v_proj.weight.copy_(v)
+            theirs.self_attn.o_proj.weight.copy_(mine.out.weight)
+            gate, up = mine.gate_up.weight.chunk(2)
+            theirs.mlp.gate_proj.weight.copy_(gate)
+            theirs.mlp.up_proj.weight.copy_(up)
+            theirs.mlp.down_proj.weight.copy_(mine.down.weight)
+            theirs.input_layernorm.weight.copy_(mine.attention_norm.weight)
+            theirs.post_attention_layernorm.weight.copy_(mine.feed_forward_norm.weight)
+        peer.model.embed_tokens.weight.copy_(model.decoder.embedding.weight)
+        peer.model.norm.weight.copy_(model.decoder.norm.weight)
+        peer.lm_head.weight.copy_(model.decoder.head.weight)
+    return peer
+
+
+def make_work(model: LanguageModel, batch: int, kind: str, repeat: int) -> Work:
+    noise = torch.Generator().manual_seed(1000 * repeat + batch)
+    text = model.tokenizer.encode(Path(statistics.__file__).read_text(encoding="utf-8"))
+    starts = torch.randint(len(text) - PROMPT_TOKENS, (batch,), generator=noise).tolist()
+    prompts = tuple(tuple(text[start : start + PROMPT_TOKENS]) for start in starts)
+    if kind == "equal":
+        return Work(prompts, (32,) * batch)
+    return Work(prompts, tuple(torch.randint(8, 65, (batch,), generator=noise).tolist()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--batches", default="1,8,32")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    model = load_model("smollm2-135m")
+    batches = [int(n) for n in options.batches.split(",")]
+    arms: dict[str, Arm] = {
+        "ours": ours(model, overlap=False),
+        "ours, overlapped": ours(model, overlap=True),
+        "transformers": transformers_generate(model),
+    }
+    try:
+        arms["llama.cpp"] = llama_cpp(max(batches))
+    except ImportError:
+        print("llama.cpp is left out: pip install xllamacpp")
+    rows = []
+    for batch in batches:
+        for kind in ("equal", "mixed") if batch > 1 else ("equal",):
+            found: dict[str, list[tuple[float, float]]] = {name: [] for name in arms}
+            for repeat in range(options.repeats):
+                work = make_work(model, batch, kind, repeat)
+                for name, arm in arms.items():
+                    seconds, first = arm(work)
+                    found[name].append((work.tokens / seconds, first))
+            base = statistics.median(rate for rate, _ in found["transformers"])
+            for name, values in found.items():
+                rate, first = (statistics.median(column) for column in zip(*values, strict=True))
+                paired = statistics.median(
+                    own[0] / other[0] for own, other in zip(values, found["transformers"], strict=True)
+                )
+                row = {"batch": batch, "answers": kind, "arm": name, "tokens_per_s": rate, "first_token_s": first}
+                rows.append(row | {"over_transformers": paired})
+                print(
+                    f"batch {batch:3d} {kind:5s} {name:17s} {rate:8.1f} tokens/s, first tokens after {first:6.2f} s, "
+                    f"{paired:5.2f}x transformers"
+                )
+            assert base > 0
+    if options.output:
+        record = {
+            "machine": f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}",
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "model": "SmolLM2-135M-Instruct",
+            "prefix_cache": "cold: prompts of a repeat are new to every arm",
+            "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "repeats": options.repeats,
+            "rows": rows,
+        }
+        options.output.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    with torch.inference_mode():
+        main()
