@@ -40,6 +40,7 @@ __all__ = [
     "RoutingRequest",
 ]
 
+WORKER_COMMAND = (sys.executable, "-m", "heliograph.serving.core.worker")
 Role = Literal["prefill", "decode", "mix"]
 Health = Literal["ready", "suspect", "removed"]
 
@@ -178,10 +179,17 @@ class Instance:
         Raises:
             BadInput: it ended before it was ready; the message holds what it printed.
         """
+        ready = await self._launch(timeout_s)
+        self.pid, self.fingerprint = int(ready["pid"]), str(ready["fingerprint"])
+        self.view.num_blocks, self.view.block_size = int(ready["num_blocks"]), int(ready["block_size"])
+        reader, self._writer = await asyncio.open_connection(ready.get("host", self.config.host), ready["port"])
+        self.heard_at = time.monotonic()
+        self._reading = asyncio.create_task(self._read(reader))
+
+    async def _launch(self, timeout_s: float) -> Mapping[str, Any]:
+        """Starts the worker; what it tells when it is ready."""
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "heliograph.serving.core.worker",
+            *WORKER_COMMAND,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -191,18 +199,17 @@ class Instance:
         self._process.stdin.write(json.dumps(asdict(self.config)).encode() + b"\n")
         try:
             line = await asyncio.wait_for(self._process.stdout.readline(), timeout_s)
-            ready = json.loads(line)
+            ready: Mapping[str, Any] = json.loads(line)
         except (TimeoutError, ValueError):
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
             _, said = await self._process.communicate()
-            last = said.decode(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
-            raise BadInput(f"instance {self.view.name} did not start: {last[0]}") from None
-        self.pid, self.fingerprint = int(ready["pid"]), str(ready["fingerprint"])
-        self.view.num_blocks, self.view.block_size = int(ready["num_blocks"]), int(ready["block_size"])
-        reader, self._writer = await asyncio.open_connection(self.config.host, ready["port"])
-        self.heard_at = time.monotonic()
-        self._reading = asyncio.create_task(self._read(reader))
+            raise self._not_started(said.decode(errors="replace")) from None
+        return ready
+
+    def _not_started(self, said: str) -> BadInput:
+        last = said.strip().splitlines()[-1:] or ["it said nothing"]
+        return BadInput(f"instance {self.view.name} did not start: {last[0]}")
 
     async def stream(self, message: Mapping[str, Any]) -> AsyncIterator[StreamEvent]:
         """Has a request served; leaving the loop early ends it there.
@@ -251,6 +258,9 @@ class Instance:
         self.view.health = "removed"
         for queue in self._streams.values():
             queue.put_nowait(None)
+        self._kill()
+
+    def _kill(self) -> None:
         if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
@@ -359,20 +369,27 @@ class Cluster:
         *,
         router: Router | None = None,
         config: ClusterConfig | None = None,
+        on: Literal["local", "ray"] = "local",
         **worker: Any,
     ) -> Cluster:
-        """Worker processes of this machine.
+        """Worker processes of this machine, or of the machines of a Ray cluster.
 
         Args:
             model: what each loads.
             roles: how many of each; one mixed instance where None.
             router, config: of the cluster.
+            on: "local" for processes, "ray" for actors.
             worker: other settings of :class:`WorkerConfig`.
         """
         settings = WorkerConfig(model=model, **worker)
+        kind = Instance
+        if on == "ray":
+            from heliograph.serving.core.ray_instance import RayInstance
+
+            kind = RayInstance
         return cls(
             [
-                Instance(f"{role}-{number}", role, settings)
+                kind(f"{role}-{number}", role, settings)
                 for role, count in (roles or {"mix": 1}).items()
                 for number in range(count)
             ],

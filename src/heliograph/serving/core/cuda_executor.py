@@ -10,6 +10,7 @@ Shapes: R rows, M blocks a row at most, V tokens of the vocabulary.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,10 +81,7 @@ class CudaExecutor(TorchExecutor):
     def launch(self, plan: StepPlan) -> Launched:
         """Starts a step; greedy tokens stay on the device until :meth:`_OnDevice.wait`."""
         begin = time.perf_counter()
-        for ended in plan.ended:
-            place = self._places.pop(ended, None)
-            if place is not None:
-                self._free_places.append(place)
+        self._forget(plan.ended)
         if not plan.rows:
             return _Known(StepResult((), 0.0))
         for row in plan.rows:
@@ -115,6 +113,12 @@ class CudaExecutor(TorchExecutor):
 
     def _execute(self, plan: StepPlan) -> StepResult:
         return self.launch(plan).wait()
+
+    def _forget(self, request_ids: Iterable[str]) -> None:
+        for name in request_ids:
+            place = self._places.pop(name, None)
+            if place is not None:
+                self._free_places.append(place)
 
     def _newest(self, request_id: str) -> int:
         return int(self._newest_tokens[self._places[request_id]])

@@ -19,6 +19,7 @@ from heliograph.lm.core.load import LanguageModel, load_model
 from heliograph.lm.core.sampling import SamplingParams
 from heliograph.lm.core.tokens import StopText, TextStream
 from heliograph.serving.core.blocks import BlockPool, KVManager, LeakError
+from heliograph.serving.core.cost_model import StepShape
 from heliograph.serving.core.executor import Executor, Launched
 from heliograph.serving.core.request import FinishReason, Request, RequestState, Sample, StepPlan, StepResult
 from heliograph.serving.core.scheduler import Admission, Scheduler, SchedulerConfig, Taken
@@ -324,6 +325,11 @@ class Engine:
     def stats(self) -> EngineStats:
         """Where the engine stands."""
         return self.core.stats()
+
+    def warm_up(self) -> None:
+        """Runs one small step before any request is served, so that compiling and loading delay nobody."""
+        if isinstance(self.core.executor, TorchExecutor) and self.core.kv.pool.num_blocks > 1:
+            self.core.executor.run_shape(StepShape(prompts=((1, 0),), decodes=(0,)))
 
     def request(
         self,

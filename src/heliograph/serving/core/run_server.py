@@ -97,7 +97,9 @@ def serve_model(options: ServeOptions, listening: socket.socket, ready: Callable
     dtype: torch.dtype = getattr(torch, options.dtype)
     if not options.roles:
         model = load_model(options.model, device=options.device, dtype=dtype, layers=options.layers)
-        engine = AsyncEngine(Engine(model, **options.engine), max_waiting=options.max_waiting)
+        warm = Engine(model, **options.engine)
+        warm.warm_up()
+        engine = AsyncEngine(warm, max_waiting=options.max_waiting)
         server = Server(EngineBackend(engine, _served_name(options)), config)
         return run_server(server, listening, lambda url: ready(url, server.backend.name))
     return asyncio.run(_serve_cluster(options, config, listening, ready))

@@ -229,7 +229,8 @@ class SimCluster:
         self._records: list[RequestRecord] = []
         self._roles: list[tuple[float, str, Role]] = []
         self._serial = itertools.count()
-        self._coming = self._moving = self._broken = self._moved = self._refused = 0
+        self._transfers: dict[str, tuple[SimInstance, SimInstance]] = {}
+        self._coming = self._broken = self._moved = self._refused = 0
 
     @property
     def views(self) -> tuple[InstanceView, ...]:
@@ -248,7 +249,7 @@ class SimCluster:
         def remove() -> None:
             instance.view.health = "removed"
             for open_ in [o for o in self._open.values() if instance in (o.place, o.target)]:
-                self._resubmit(open_, instance)
+                self._resubmit(open_)
 
         self.sim.at(at_s, die)
         self.sim.at(at_s + self.remove_s, remove)
@@ -353,7 +354,7 @@ class SimCluster:
         self._kick(instance)
 
     def _observing(self) -> Body:
-        while self._coming or self._moving or any(i.loop is not None for i in self.instances.values()):
+        while self._coming or self._transfers or any(i.loop is not None for i in self.instances.values()):
             self._observe()
             yield self.sim.wait(self.observe_every_s)
 
@@ -461,7 +462,7 @@ class SimCluster:
         ticket = Ticket(holder.name, 0, request.id, tokens, holder.core.kv.fingerprint, nbytes)
         for view in (holder.view, target.view):
             view.transfers += 1
-        self._moving += 1
+        self._transfers[ticket.key] = (holder, target)
         self._submit(open_, target, None, ticket)
 
     def _fetch(self, instance: SimInstance, request: Request) -> None:
@@ -472,11 +473,9 @@ class SimCluster:
         holder = self.instances[ticket.host]
         if not holder.dead:
             yield holder.link.transfer(ticket.nbytes)
-        self._moving -= 1
-        for view in (holder.view, instance.view):
-            view.transfers -= 1
+        if not self._end_transfer(ticket.key):
+            return  # one of the two died meanwhile
         arrived = not holder.dead
-        holder.core.kv.release(ticket.key)
         if arrived:
             self._moved += ticket.nbytes
             open_ = self._open.get(request.id.rpartition("/")[0])
@@ -485,6 +484,16 @@ class SimCluster:
         instance.core.scheduler.loaded(request, ticket.tokens if arrived else 0)
         self._kick(instance)
         self._kick(holder)
+
+    def _end_transfer(self, key: str) -> bool:
+        """Frees the holder's blocks and both roles; False where that has been done."""
+        pair = self._transfers.pop(key, None)
+        if pair is None:
+            return False
+        for each in pair:
+            each.view.transfers -= 1
+        pair[0].core.kv.release(key)
+        return True
 
     def _migrate(self, action: Migrate) -> bool:
         open_ = self._open.get(action.request.rpartition("/")[0])
@@ -507,18 +516,17 @@ class SimCluster:
         self._hand_over(open_, source, target, request)
         return True
 
-    def _resubmit(self, open_: _Open, lost: SimInstance) -> None:
+    def _resubmit(self, open_: _Open) -> None:
         """Starts a request again elsewhere, after the tokens that it has."""
         place, request = open_.place, open_.current
-        if place is not None and not place.dead and request is not None:
-            if request.state is RequestState.RUNNING or request.state is RequestState.WAITING:
-                open_.target = None if open_.target is lost else open_.target
-                if not request.producer or open_.target is not None:
-                    return
-            place.core.abort(request.id)
+        if place is not None and request is not None:
+            if not place.dead:  # its answer was to go to the one that is lost
+                place.core.abort(request.id)
+                self._kick(place)
             self._uncount(open_, place)
-        open_.prompt_counted = open_.decode_counted = 0
-        open_.place = open_.target = None
+        if request is not None and request.ticket is not None and self._end_transfer(request.ticket.key):
+            self._kick(self.instances[request.ticket.host])
+        self._settle(open_)
         self._place(open_)
 
     # accounts

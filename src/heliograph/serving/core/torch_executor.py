@@ -6,6 +6,7 @@ Shapes: T tokens of the step, R rows, M blocks a row at most, V tokens of the vo
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
@@ -75,13 +76,14 @@ class TorchExecutor:
             request = Request(f"measured-{block}", [1] * (start + count), SamplingParams(temperature=0))
             rows.append(Row(request, start, count, tuple(range(block, block + used)), sample=True))
             block += used
-        return self._execute(StepPlan(tuple(rows))).seconds
+        seconds = self._execute(StepPlan(tuple(rows))).seconds
+        self._forget(row.request.id for row in rows)
+        return seconds
 
     @torch.inference_mode()
     def _execute(self, plan: StepPlan) -> StepResult:
         begin = time.perf_counter()
-        for ended in plan.ended:
-            self._drawn.pop(ended, None)
+        self._forget(plan.ended)
         if not plan.rows:
             return StepResult((), 0.0)
         tokens, positions, batch, wanted = self._prepare(plan)
@@ -149,6 +151,11 @@ class TorchExecutor:
         stop = row.start + row.count - row.pending
         known = row.request.tokens[row.request.num_prompt : stop]
         return [*known, self._newest(row.request.id)] if row.pending else known
+
+    def _forget(self, request_ids: Iterable[str]) -> None:
+        """Requests that draw no more."""
+        for name in request_ids:
+            self._drawn.pop(name, None)
 
     def _newest(self, request_id: str) -> int:
         """The token that a request drew last, which the planner may not know yet."""

@@ -93,8 +93,10 @@ class Worker:
 
         model = load_model(config.model, device=device, dtype=getattr(torch, dtype), layers=config.layers)
         self.transfers = KVServer(config.host, pace=Pace(config.bytes_per_s))
+        engine = Engine(model, **settings)
+        engine.warm_up()
         self.engine = AsyncEngine(
-            Engine(model, **settings),
+            engine,
             max_waiting=config.max_waiting,
             address=self.transfers.address,
             fetch=fetch_blocks,
