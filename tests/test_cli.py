@@ -154,7 +154,7 @@ def test_interrupt_keeps_what_is_finished_and_prints_how_to_resume(
         if re.match(r"\s*3/24 ", line):
             break
     process.send_signal(signal.SIGINT)
-    _, rest = process.communicate(timeout=20)
+    _, rest = process.communicate(timeout=90)
     assert process.returncode == 130
     assert "heliograph check synthetic --preset laptop --resume" in rest
     (run,) = json.loads(call(heliograph, "runs", "--json", env=env).stdout)
@@ -171,7 +171,7 @@ def test_resume_with_other_seeds_is_refused_naming_the_field(heliograph: list[st
     process.stderr.readline()
     process.stderr.readline()
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=20)
+    process.communicate(timeout=90)
     refused = call(heliograph, "check", "synthetic", "--seeds", "5", "--resume", env=env)
     assert (refused.returncode, "the plan of synthetic differs" in refused.stderr) == (2, True)
     again = call(heliograph, "check", "synthetic", "--seeds", "5", "--resume", "--rerun", "--json", env=env)

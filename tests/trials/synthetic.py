@@ -175,7 +175,7 @@ def _marked(context: Context) -> dict[str, float]:
     folder = Path(os.environ["HELIOGRAPH_TEST_MARKS"])
     (folder / f"{context.block}-{context.contender}-{os.getpid()}").touch()
     if context.block >= 3 and os.environ.get("HELIOGRAPH_TEST_HOLD"):
-        time.sleep(60)  # until the run is interrupted
+        time.sleep(250)  # until the run is interrupted
     time.sleep(0.15)
     return noisy_score(context)
 

@@ -7,6 +7,7 @@ A :class:`StreamLink` runs the official SDK's dispatcher over a stream: its stre
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -415,17 +416,28 @@ def handshake_of_session(
 
 
 async def handshake_of_pipe(link: StreamLink) -> LinkInfo:
-    """``server/discover`` over a duplex pipe; a server of sessions only refuses it and gets ``initialize`` instead."""
+    """``server/discover`` over a duplex pipe; a server of sessions only refuses it and gets ``initialize`` instead.
+
+    A server that says nothing for five seconds may be old and deaf to what it does not know, or new and slow to start:
+    it is asked for a session too, and where it refuses that, its answer to the first question is waited for.
+    """
     version = MODERN_PROTOCOL_VERSIONS[-1]
+    session = handshake_of_session(LATEST_HANDSHAKE_VERSION, {}, CLIENT_INFO)
+    asked = asyncio.create_task(link.call("server/discover", {"_meta": modern_meta(version)}, Call(ignore)))
     try:
-        async with asyncio.timeout(5):
-            found = await link.call("server/discover", {"_meta": modern_meta(version)}, Call(ignore))
+        await asyncio.wait({asked}, timeout=5)
+        if not asked.done():
+            with contextlib.suppress(MCPError, WrongEra):
+                return await session(link)
+        try:
+            found = await asked
+        except MCPError:
+            return await session(link)
         mutual = [v for v in MODERN_PROTOCOL_VERSIONS if v in found.get("supportedVersions", ())]
-        if mutual:
-            return info_of_discover(mutual[-1], found)
-    except (MCPError, TimeoutError):
-        pass
-    return await handshake_of_session(LATEST_HANDSHAKE_VERSION, {}, CLIENT_INFO)(link)
+        return info_of_discover(mutual[-1], found) if mutual else await session(link)
+    finally:
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
 
 
 @asynccontextmanager

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import math
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -57,6 +58,7 @@ class InstanceView:
         name, role, health: its own.
         prefill_requests, prefill_tokens: placed there and not yet computed.
         decode_requests, decode_tokens: decoding there, and their tokens of context.
+        promised: requests whose answers will come here once their prompts are computed elsewhere.
         kv_usage: as last reported.
         num_blocks, block_size: of its cache.
         transfers: hand-overs under way, from or to it; its role does not change meanwhile.
@@ -69,6 +71,7 @@ class InstanceView:
     prefill_tokens: int = 0
     decode_requests: int = 0
     decode_tokens: int = 0
+    promised: int = 0
     kv_usage: float = 0.0
     num_blocks: int = 0
     block_size: int = 16
@@ -77,7 +80,7 @@ class InstanceView:
     @property
     def outstanding(self) -> int:
         """Requests placed there that have not ended."""
-        return self.prefill_requests + self.decode_requests
+        return self.prefill_requests + self.decode_requests + self.promised
 
 
 @dataclass(frozen=True)
@@ -237,15 +240,16 @@ class Instance:
                 self._send({"op": "abort", "id": name})
 
     async def call(self, what: str, timeout_s: float = 30.0, **settings: Any) -> Any:
-        """Asks something else of the instance.
+        """Asks something else of the instance: "stats", "check", "reset" of its engine's thread, or "ping" of it.
 
         Raises:
             InstanceLost: no answer came in time.
         """
         name = f"call-{next(self._serial)}"
+        op = "ping" if what == "ping" else "call"
         try:
             async with asyncio.timeout(timeout_s):
-                async for answer in self._ask({"op": "call", "id": name, "what": what, **settings}):
+                async for answer in self._ask({"op": op, "id": name, "what": what, **settings}):
                     if "refused" in answer:
                         raise BadInput(str(answer["refused"]))
                     return answer["value"]
@@ -440,16 +444,23 @@ class Cluster:
         Raises:
             InstanceLost: too many instances died under it. Overloaded: nobody can take it. BadInput: refused.
         """
-        progress = _Progress()
-        for attempt in itertools.count():
+        progress, lost, give_up = _Progress(), 0, math.inf
+        while True:
             try:
                 async for event in self._attempt(generation, progress):
                     yield event
                 return
             except InstanceLost:
-                if attempt >= self.config.retries:
+                lost += 1
+                if lost > self.config.retries:
                     raise
                 self.resubmitted += 1
+                give_up = time.monotonic() + self.config.remove_s
+            except Overloaded:
+                # what has begun waits for room elsewhere; what has not is its sender's to send again
+                if not lost or time.monotonic() > give_up:
+                    raise
+                await asyncio.sleep(self.config.heartbeat_s)
 
     async def _attempt(self, generation: Generation, progress: _Progress) -> AsyncIterator[StreamEvent]:
         request = RoutingRequest(
@@ -475,7 +486,8 @@ class Cluster:
         first = {**message, "id": name, "producer": True, "prompt_logprobs": generation.prompt_logprobs}
         first["params"] = {**params, "max_tokens": 1}
         held: Ticket | None = None
-        with _counted(prefill.view, prefill_requests=1, prefill_tokens=len(generation.prompt)):
+        prompt = _counted(prefill.view, prefill_requests=1, prefill_tokens=len(generation.prompt))
+        with prompt, _counted(decode.view, promised=1):
             async for event in _closing(prefill.stream(first)):
                 held = event.ticket or held
                 if event.sample is not None:
@@ -486,9 +498,12 @@ class Cluster:
                     return
         message["ticket"] = None if held is None else held.to_json()
         self.handovers += held is not None
-        with _counted(prefill.view, transfers=1), _counted(decode.view, transfers=1):
+        with contextlib.ExitStack() as moving:
+            moving.enter_context(_counted(prefill.view, transfers=1))
+            moving.enter_context(_counted(decode.view, transfers=1))
             events = self._decode(decode, {**message, "id": f"{name}-d"}, generation, progress, computed=True)
             async for event in events:
+                moving.close()  # the first token shows that the blocks have arrived
                 yield event
 
     async def _decode(
@@ -533,8 +548,8 @@ class Cluster:
         config, view = self.config, instance.view
         while view.health != "removed":
             with contextlib.suppress(InstanceLost, BadInput):
-                stats = await instance.call("stats", timeout_s=config.heartbeat_s)
-                view.kv_usage = float(stats["kv_usage"])
+                told = await instance.call("ping", timeout_s=config.heartbeat_s)
+                view.kv_usage = float(told["kv_usage"])
             silent = time.monotonic() - instance.heard_at
             if silent > config.remove_s:
                 instance.lose()

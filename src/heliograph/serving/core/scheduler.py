@@ -249,7 +249,11 @@ class Scheduler:
         for request in list(self.loading.values()):
             if request.blocks or request.ticket is None:
                 continue
-            if len(self.running) >= self.config.max_sequences or not self.kv.start(request, (), len(request.tokens)):
+            if len(self.running) >= self.config.max_sequences or not self.admission.allow(
+                request, self.running, self.kv
+            ):
+                break
+            if not self.kv.start(request, (), len(request.tokens)):
                 break
             self.on_load(request)
 

@@ -114,10 +114,21 @@ class Worker:
                 self.tasks[name] = asyncio.create_task(self._generate(name, message, writer))
             elif op == "abort" and name in self.tasks:
                 self.tasks.pop(name).cancel()
+            elif op == "ping":  # answered here and not by the engine's thread: a long step is no silence
+                kv = self.engine.engine.core.kv
+                await write_frame(writer, {"id": name, "value": {"kv_usage": kv.usage}})
             elif op == "call":
-                await write_frame(writer, await self._call(name, message))
+                self.tasks[name] = asyncio.create_task(self._answer(name, message, writer))
         for task in self.tasks.values():
             task.cancel()
+
+    async def _answer(self, name: str, message: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+        try:
+            await write_frame(writer, await self._call(name, message))
+        except ConnectionError:
+            pass
+        finally:
+            self.tasks.pop(name, None)
 
     async def _generate(self, name: str, message: dict[str, Any], writer: asyncio.StreamWriter) -> None:
         try:
