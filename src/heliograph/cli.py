@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from heliograph import __version__
-from heliograph.agents.commands import gateway_app
+from heliograph.agents.commands import agents_app, gateway_app
 from heliograph.errors import BadInput, HeliographError
 from heliograph.graphs.commands import app as graphs_app
 from heliograph.serving.commands import app as serving_app
@@ -33,6 +33,7 @@ app = typer.Typer(
 
 app.add_typer(graphs_app, name="graphs")
 app.add_typer(serving_app, name="serving")
+app.add_typer(agents_app, name="agents")
 app.add_typer(gateway_app, name="gateway")
 app.command()(serve)
 

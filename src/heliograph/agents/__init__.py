@@ -19,15 +19,30 @@ if TYPE_CHECKING:
     from heliograph.agents.core.nats_bus import NatsBus
     from heliograph.agents.core.tcp_bus import TcpBus, TcpBusServer
     from heliograph.agents.core.upstream import UpstreamSpec
+    from heliograph.agents.mcp_broker import (
+        AccessControl,
+        AuditStage,
+        ErrorRecovery,
+        RateLimit,
+        ResponseSanitizer,
+        StdioUpstream,
+        StructuredErrors,
+        TokenIdentity,
+        ToolLatencyModel,
+        TurnBudget,
+    )
 
 __all__ = [
     "LM",
+    "AccessControl",
     "AuditInterceptor",
     "AuditLog",
+    "AuditStage",
     "Bus",
     "CallRate",
     "Chain",
     "Envelope",
+    "ErrorRecovery",
     "Gateway",
     "Identity",
     "Interceptor",
@@ -38,13 +53,20 @@ __all__ = [
     "NonceStore",
     "OpenAICompatible",
     "Principal",
+    "RateLimit",
     "RateLimiter",
     "Rejected",
+    "ResponseSanitizer",
     "Scripted",
     "StaticEmbedding",
+    "StdioUpstream",
+    "StructuredErrors",
     "TcpBus",
     "TcpBusServer",
+    "TokenIdentity",
     "TokenVerifier",
+    "ToolLatencyModel",
+    "TurnBudget",
     "UpstreamSpec",
 ]
 
@@ -61,15 +83,31 @@ _HOME = {
     **dict.fromkeys(("TcpBus", "TcpBusServer"), "tcp_bus"),
     "UpstreamSpec": "upstream",
 }
+_SYSTEMS = dict.fromkeys(
+    (
+        "AccessControl",
+        "AuditStage",
+        "ErrorRecovery",
+        "RateLimit",
+        "ResponseSanitizer",
+        "StdioUpstream",
+        "StructuredErrors",
+        "TokenIdentity",
+        "ToolLatencyModel",
+        "TurnBudget",
+    ),
+    "mcp_broker",
+)
 _EXTRA = {"cryptography", "httpx2", "jwt", "mcp", "mcp_types", "nats", "prometheus_client", "rfc8785", "uvicorn"}
 
 
 def __getattr__(name: str) -> Any:
     """Imports a public name's module at its first use, so that importing this package costs nothing."""
-    if name not in _HOME:
+    if name not in _HOME and name not in _SYSTEMS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = f"core.{_HOME[name]}" if name in _HOME else _SYSTEMS[name]
     try:
-        module = importlib.import_module(f"heliograph.agents.core.{_HOME[name]}")
+        module = importlib.import_module(f"heliograph.agents.{home}")
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
         if package in _EXTRA:

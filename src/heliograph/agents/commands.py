@@ -9,9 +9,18 @@ from typing import Annotated, Any
 
 import typer
 
+from heliograph.agents.mcp_broker_commands import mcp_broker_app
 from heliograph.errors import BadInput, MissingExtra
 
-__all__ = ["gateway_app"]
+__all__ = ["agents_app", "gateway_app"]
+
+agents_app = typer.Typer(
+    help="Systems of agents, each with verbs of its own.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+agents_app.add_typer(mcp_broker_app, name="mcp_broker")
 
 
 class _ConfigFirst(typer.core.TyperGroup):

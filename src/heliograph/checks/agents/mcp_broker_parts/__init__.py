@@ -1,0 +1,1 @@
+"""What the check of the broker measures, one module an experiment."""

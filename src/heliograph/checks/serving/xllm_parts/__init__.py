@@ -1,0 +1,1 @@
+"""Measuring functions of the check of xllm."""
