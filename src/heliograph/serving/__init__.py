@@ -38,6 +38,16 @@ if TYPE_CHECKING:
     from heliograph.serving.core.run_server import serve
     from heliograph.serving.core.scheduler import Admission, Scheduler, SchedulerConfig
     from heliograph.serving.core.torch_executor import TorchExecutor
+    from heliograph.serving.pd_serve import (
+        ContiguousKV,
+        PDGateway,
+        PDGroup,
+        PrefillAdmission,
+        RatioController,
+        balance_ratio,
+        recv_scatter,
+    )
+    from heliograph.serving.xllm import ColocationPolicy, SloAwareRouter, ZeroEvictAdmission
 
 __all__ = [
     "Admission",
@@ -46,6 +56,8 @@ __all__ = [
     "CapacityModel",
     "Cluster",
     "ClusterBackend",
+    "ColocationPolicy",
+    "ContiguousKV",
     "CostModel",
     "Engine",
     "EngineStats",
@@ -58,7 +70,11 @@ __all__ = [
     "LoadPhase",
     "LoadStatus",
     "ModelledExecutor",
+    "PDGateway",
+    "PDGroup",
     "Placement",
+    "PrefillAdmission",
+    "RatioController",
     "Request",
     "RoundRobin",
     "Router",
@@ -68,11 +84,15 @@ __all__ = [
     "ServingAdvisor",
     "ServingPlan",
     "ServingRule",
+    "SloAwareRouter",
     "StepPlan",
     "StepResult",
     "StreamEvent",
     "TorchExecutor",
+    "ZeroEvictAdmission",
     "ablate_flag",
+    "balance_ratio",
+    "recv_scatter",
     "serve",
 ]
 
@@ -90,6 +110,19 @@ _SYSTEMS = {
         ),
         "amd_instinct",
     ),
+    **dict.fromkeys(
+        (
+            "ContiguousKV",
+            "PDGateway",
+            "PDGroup",
+            "PrefillAdmission",
+            "RatioController",
+            "balance_ratio",
+            "recv_scatter",
+        ),
+        "pd_serve",
+    ),
+    **dict.fromkeys(("ColocationPolicy", "SloAwareRouter", "ZeroEvictAdmission"), "xllm"),
 }
 _HOME = {
     **dict.fromkeys(("AsyncEngine", "StreamEvent"), "async_engine"),
