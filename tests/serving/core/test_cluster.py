@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 
@@ -76,15 +76,11 @@ def test_two_instances_of_one_name_are_refused() -> None:
 class TestProcesses:
     """Each test drives three processes with four layers of the real model."""
 
-    def drive(
-        self, model: LanguageModel, action: Callable[[Cluster, ClusterBackend], Any], on: Literal["local", "ray"]
-    ) -> Any:
+    def drive(self, model: LanguageModel, action: Callable[[Cluster, ClusterBackend], Any]) -> Any:
         async def whole() -> Any:
             settings = ClusterConfig(heartbeat_s=0.5, suspect_s=4.0, remove_s=10.0)
             roles: Any = {"prefill": 1, "decode": 2}
-            cluster = Cluster.local(
-                roles=roles, layers=4, threads=1, config=settings, engine={"num_blocks": 200}, on=on
-            )
+            cluster = Cluster.local(roles=roles, layers=4, threads=1, config=settings, engine={"num_blocks": 200})
             await cluster.start()
             backend = ClusterBackend(cluster, model)
             try:
@@ -98,15 +94,8 @@ class TestProcesses:
 
         return asyncio.run(whole())
 
-    @pytest.mark.parametrize(
-        ("on", "blow"),
-        [("local", None), ("local", signal.SIGKILL), ("local", signal.SIGSTOP), ("ray", None), ("ray", signal.SIGKILL)],
-    )
-    def test_every_answer_is_whole_whatever_happens_to_a_decode_worker(
-        self, model: LanguageModel, on: Literal["local", "ray"], blow: Any
-    ) -> None:
-        if on == "ray":
-            pytest.importorskip("ray")
+    @pytest.mark.parametrize("blow", [None, signal.SIGKILL, signal.SIGSTOP])
+    def test_every_answer_is_whole_whatever_happens_to_a_decode_worker(self, model: LanguageModel, blow: Any) -> None:
 
         async def act(cluster: Cluster, backend: ClusterBackend) -> Any:
             started: asyncio.Queue[str] = asyncio.Queue()
@@ -134,7 +123,7 @@ class TestProcesses:
                 await instance.call("check")
             return found, cluster.handovers
 
-        found, handovers = self.drive(model, act, on)
+        found, handovers = self.drive(model, act)
         plain = [(c.tokens, "length") for c in generate(model, PROMPTS, GREEDY)]
         assert found == plain
         assert handovers > 0

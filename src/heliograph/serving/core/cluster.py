@@ -373,27 +373,20 @@ class Cluster:
         *,
         router: Router | None = None,
         config: ClusterConfig | None = None,
-        on: Literal["local", "ray"] = "local",
         **worker: Any,
     ) -> Cluster:
-        """Worker processes of this machine, or of the machines of a Ray cluster.
+        """Worker processes of this machine.
 
         Args:
             model: what each loads.
             roles: how many of each; one mixed instance where None.
             router, config: of the cluster.
-            on: "local" for processes, "ray" for actors.
             worker: other settings of :class:`WorkerConfig`.
         """
         settings = WorkerConfig(model=model, **worker)
-        kind = Instance
-        if on == "ray":
-            from heliograph.serving.core.ray_instance import RayInstance
-
-            kind = RayInstance
         return cls(
             [
-                kind(f"{role}-{number}", role, settings)
+                Instance(f"{role}-{number}", role, settings)
                 for role, count in (roles or {"mix": 1}).items()
                 for number in range(count)
             ],
