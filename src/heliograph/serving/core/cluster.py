@@ -41,7 +41,6 @@ __all__ = [
     "RoutingRequest",
 ]
 
-WORKER_COMMAND = (sys.executable, "-m", "heliograph.serving.core.worker")
 Role = Literal["prefill", "decode", "mix"]
 Health = Literal["ready", "suspect", "removed"]
 
@@ -165,6 +164,8 @@ class Instance:
         view: what routers see. config: how it was set up. pid: of the process. fingerprint: of its model.
     """
 
+    module = "heliograph.serving.core.worker"  # that the process runs
+
     def __init__(self, name: str, role: Role, config: WorkerConfig) -> None:
         self.config = config
         self.view = InstanceView(name, role)
@@ -192,14 +193,16 @@ class Instance:
     async def _launch(self, timeout_s: float) -> Mapping[str, Any]:
         """Starts the worker; what it tells when it is ready."""
         self._process = await asyncio.create_subprocess_exec(
-            *WORKER_COMMAND,
+            sys.executable,
+            "-m",
+            self.module,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(asdict(self.config)).encode() + b"\n")
+        self._process.stdin.write(json.dumps(self._settings()).encode() + b"\n")
         try:
             line = await asyncio.wait_for(self._process.stdout.readline(), timeout_s)
             ready: Mapping[str, Any] = json.loads(line)
@@ -207,12 +210,13 @@ class Instance:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
             _, said = await self._process.communicate()
-            raise self._not_started(said.decode(errors="replace")) from None
+            last = said.decode(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
+            raise BadInput(f"instance {self.view.name} did not start: {last[0]}") from None
         return ready
 
-    def _not_started(self, said: str) -> BadInput:
-        last = said.strip().splitlines()[-1:] or ["it said nothing"]
-        return BadInput(f"instance {self.view.name} did not start: {last[0]}")
+    def _settings(self) -> Mapping[str, Any]:
+        """What the worker is told before it starts."""
+        return asdict(self.config)
 
     async def stream(self, message: Mapping[str, Any]) -> AsyncIterator[StreamEvent]:
         """Has a request served; leaving the loop early ends it there.
