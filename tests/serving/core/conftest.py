@@ -1,5 +1,7 @@
 """A model small enough for many steps a second, and the real one where its wheel is installed."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -23,22 +25,48 @@ class Bytes:
         return "" if token is None else chr(token)
 
 
+SMALL = DecoderConfig(
+    "llama",
+    vocabulary=256,
+    layers=2,
+    hidden=32,
+    feed_forward=64,
+    heads=4,
+    kv_heads=2,
+    head_dim=8,
+    context=512,
+    norm_eps=1e-5,
+    rope=RopeSpec(1e4, 8),
+)
+
+
 @pytest.fixture(scope="session")
 def tiny() -> LanguageModel:
-    torch.manual_seed(0)
-    config = DecoderConfig(
-        "llama",
-        vocabulary=256,
-        layers=2,
-        hidden=32,
-        feed_forward=64,
-        heads=4,
-        kv_heads=2,
-        head_dim=8,
-        context=512,
-        norm_eps=1e-5,
-        rope=RopeSpec(1e4, 8),
+    return made(SMALL)
+
+
+@pytest.fixture(scope="session")
+def sliding() -> LanguageModel:
+    """With the shape of Gemma 3: three layers of four see nine tokens."""
+    return made(
+        replace(
+            SMALL,
+            architecture="gemma3",
+            layers=4,
+            qk_norm=True,
+            post_norms=True,
+            activation="gelu",
+            embed_scale=32**0.5,
+            query_scale=0.25,
+            window=9,
+            global_every=4,
+            local_rope=RopeSpec(1e2, 8),
+        )
     )
+
+
+def made(config: DecoderConfig) -> LanguageModel:
+    torch.manual_seed(0)
     decoder = Decoder(config).eval()
     for weight in decoder.parameters():
         if weight.dim() > 1:

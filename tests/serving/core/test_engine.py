@@ -46,6 +46,18 @@ def test_same_tokens_as_a_plain_forward_pass(
         served.core.kv.check()
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("chunk", [None, 3])
+def test_layers_that_see_a_window_give_the_same_tokens(
+    sliding: LanguageModel, overlap: bool, chunk: int | None
+) -> None:
+    plain = generate(sliding, PROMPTS, GREEDY)
+    with engine(sliding, overlap=overlap, num_blocks=17, chunk_limit=chunk, max_tokens_per_step=24) as served:
+        assert served.generate(PROMPTS, GREEDY) == plain
+        assert served.generate(PROMPTS, GREEDY) == plain
+        served.core.kv.check()
+
+
 def test_a_small_pool_does_preempt(tiny: LanguageModel) -> None:
     served = engine(tiny, num_blocks=17)
     served.generate(PROMPTS, GREEDY)

@@ -14,11 +14,13 @@ import torch
 from heliograph.serving.core.paged_attention import BlockCache, PagedAttention, PagedBatch, attend_rows
 
 device = "cuda" if torch.cuda.is_available() else "cpu"
-for heads, groups, width, size, counts, contexts, dtype in [
-    (4, 2, 16, 4, (1, 1, 1), (1, 7, 33), torch.float32),
-    (3, 1, 16, 16, (1, 5, 40), (70, 5, 61), torch.float32),
-    (2, 2, 32, 1, (3,), (3,), torch.float32),
-    (8, 2, 16, 16, (1, 1, 34), (5, 40, 34), torch.bfloat16),
+for heads, groups, width, size, counts, contexts, dtype, window in [
+    (4, 2, 16, 4, (1, 1, 1), (1, 7, 33), torch.float32, None),
+    (3, 1, 16, 16, (1, 5, 40), (70, 5, 61), torch.float32, None),
+    (2, 2, 32, 1, (3,), (3,), torch.float32, None),
+    (8, 2, 16, 16, (1, 1, 34), (5, 40, 34), torch.bfloat16, None),
+    (4, 2, 16, 4, (1, 1, 40, 70), (9, 75, 90, 70), torch.float32, 7),
+    (2, 1, 16, 16, (1, 5), (60, 61), torch.float32, 40),
 ]:
     if dtype == torch.bfloat16 and device == "cpu":
         continue  # the interpreter has no products of bfloat16
@@ -41,12 +43,12 @@ for heads, groups, width, size, counts, contexts, dtype in [
     )
     before = cache.data.clone()
     plain = PagedAttention(cache, batch, compiled=False)
-    wanted = plain.attend(0, q, k, v)
+    wanted = plain.attend(0, q, k, v, window=window)
     kept = cache.data.clone()
     cache.data.copy_(before)
     fast = PagedAttention(cache, batch)
     assert fast.kernels is not None
-    found = fast.attend(0, q, k, v)
+    found = fast.attend(0, q, k, v, window=window)
     assert torch.equal(cache.data, kept)
     wide = dtype == torch.bfloat16
     torch.testing.assert_close(found, wanted, atol=3e-2 if wide else 1e-5, rtol=3e-2 if wide else 1e-4)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from heliograph.errors import BadInput
 
 __all__ = ["ARCHITECTURES", "DecoderConfig", "RopeSpec"]
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3")
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,14 @@ class DecoderConfig:
         norm_eps: of RMS norms.
         rope: of positions.
         tied: whether the output matrix is that of the embedding.
-        qkv_bias: whether q, k and v have biases (Qwen2); qk_norm: whether q and k are normed a head (Qwen3).
+        qkv_bias: whether q, k and v have biases (Qwen2); qk_norm: whether q and k are normed a head (Qwen3, Gemma 3).
+        post_norms: whether what attention and the feed-forward part add is normed first (Gemma 3).
+        activation: of the feed-forward gate; "gelu" is its tanh form.
+        embed_scale: of embeddings, where they enter.
+        query_scale: by which scores are multiplied; None for head_dim ** -0.5.
+        window: how many positions back sliding layers see, the token itself included; None where no layer slides.
+        global_every: with a window, layers of number n with (n + 1) divisible by this see everything.
+        local_rope: of sliding layers, where it differs.
     """
 
     architecture: str
@@ -59,6 +66,13 @@ class DecoderConfig:
     tied: bool = False
     qkv_bias: bool = False
     qk_norm: bool = False
+    post_norms: bool = False
+    activation: Literal["silu", "gelu"] = "silu"
+    embed_scale: float = 1.0
+    query_scale: float | None = None
+    window: int | None = None
+    global_every: int = 1
+    local_rope: RopeSpec | None = None
 
     def __post_init__(self) -> None:
         """Refuses sizes that do not fit each other."""
@@ -70,8 +84,21 @@ class DecoderConfig:
                 f"sizes do not fit: vocabulary, layers, hidden, feed-forward, heads, key heads, context = {sizes}, "
                 f"head {self.head_dim}, rotated {self.rope.dim}"
             )
-        if self.rope.dim > self.head_dim or not self.rope.base > 0 or not self.rope.scaling > 0:
-            raise BadInput(f"rotary settings do not fit heads of {self.head_dim}: {self.rope}")
+        for rope in (self.rope, self.local_rope or self.rope):
+            if rope.dim > self.head_dim or not rope.base > 0 or not rope.scaling > 0:
+                raise BadInput(f"rotary settings do not fit heads of {self.head_dim}: {rope}")
+        if (self.window is not None and self.window < 1) or self.global_every < 1:
+            raise BadInput(
+                f"a window and the spacing of global layers are at least 1: {self.window}, {self.global_every}"
+            )
+
+    def window_of(self, layer: int) -> int | None:
+        """How many positions back a layer sees; None for all."""
+        return None if self.window is None or (layer + 1) % self.global_every == 0 else self.window
+
+    def rope_of(self, layer: int) -> RopeSpec:
+        """Rotary positions of a layer."""
+        return self.rope if self.window_of(layer) is None else self.local_rope or self.rope
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -85,7 +112,7 @@ class DecoderConfig:
         Raises:
             BadInput: a field is missing, or the architecture is not built.
         """
-        name = metadata.get("general.architecture")
+        name = str(metadata.get("general.architecture"))
         if name not in ARCHITECTURES:
             raise BadInput(f"architecture {name!r} is not built; known: {', '.join(ARCHITECTURES)}")
 
@@ -106,10 +133,17 @@ class DecoderConfig:
             interleaved=name == "llama",
             scaling=float(field("rope.scaling.factor", 1.0)) if scaling == "linear" else 1.0,
         )
+        layers = int(field("block_count"))
+        special: dict[str, Any] = {}
+        if name == "gemma3":
+            # the largest of the family alone divides by the root of its hidden width a head
+            query = (hidden / heads if layers == 62 else head_dim) ** -0.5
+            local = float(field("rope.freq_base_swa", 10_000.0))
+            special = _gemma(hidden, head_dim, query, int(field("attention.sliding_window")), 6, local)
         return cls(
             name,
             vocabulary,
-            int(field("block_count")),
+            layers,
             hidden,
             int(field("feed_forward_length")),
             heads,
@@ -120,7 +154,7 @@ class DecoderConfig:
             rope,
             tied,
             qkv_bias=name == "qwen2",
-            qk_norm=name == "qwen3",
+            **{"qk_norm": name == "qwen3", **special},
         )
 
     @classmethod
@@ -131,6 +165,9 @@ class DecoderConfig:
             BadInput: a field is missing, or the architecture or its rotary scaling is not built.
         """
         name = str(config.get("model_type"))
+        if name == "gemma3":
+            raise BadInput("gemma3 with images is not built; save its language model alone (model_type gemma3_text)")
+        name = "gemma3" if name == "gemma3_text" else name
         if name not in ARCHITECTURES:
             raise BadInput(f"model_type {name!r} is not built; known: {', '.join(ARCHITECTURES)}")
         if config.get("attention_bias") or config.get("mlp_bias"):
@@ -143,13 +180,24 @@ class DecoderConfig:
                 raise BadInput(f"config.json lacks {key}")
             return config[key]
 
-        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        ropes = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        rope = ropes.get("full_attention", ropes)
         kind = rope.get("rope_type", rope.get("type", "default"))
         if kind not in ("default", "linear"):
             raise BadInput(f"rotary scaling {kind!r} is not built; known: default, linear")
         heads, hidden = int(field("num_attention_heads")), int(field("hidden_size"))
         head_dim = int(config.get("head_dim") or hidden // max(1, heads))
         base = float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0)
+        special: dict[str, Any] = {}
+        if name == "gemma3":
+            if config.get("final_logit_softcapping") or config.get("attn_logit_softcapping"):
+                raise BadInput("gemma3 with capped logits is not built")
+            if config.get("use_bidirectional_attention"):
+                raise BadInput("gemma3 that sees the future is not built")
+            query = float(config.get("query_pre_attn_scalar") or head_dim) ** -0.5
+            nested = ropes.get("sliding_attention", {})
+            local = float(nested.get("rope_theta") or config.get("rope_local_base_freq") or 10_000.0)
+            special = _gemma(hidden, head_dim, query, int(field("sliding_window")), _global_every(config), local)
         return cls(
             name,
             int(field("vocab_size")),
@@ -162,7 +210,32 @@ class DecoderConfig:
             int(config.get("max_position_embeddings") or 2048),
             float(config.get("rms_norm_eps", 1e-6)),
             RopeSpec(base, head_dim, scaling=float(rope.get("factor", 1.0)) if kind == "linear" else 1.0),
-            bool(config.get("tie_word_embeddings", False)),
+            bool(config.get("tie_word_embeddings", name == "gemma3")),
             qkv_bias=name == "qwen2",
-            qk_norm=name == "qwen3",
+            **{"qk_norm": name == "qwen3", **special},
         )
+
+
+def _gemma(hidden: int, head_dim: int, query: float, window: int, every: int, local: float) -> dict[str, Any]:
+    """What Gemma 3 has and the others have not."""
+    return {
+        "qk_norm": True,
+        "post_norms": True,
+        "activation": "gelu",
+        "embed_scale": hidden**0.5,
+        "query_scale": query,
+        "window": window,
+        "global_every": every,
+        "local_rope": RopeSpec(local, head_dim),
+    }
+
+
+def _global_every(config: Mapping[str, Any]) -> int:
+    """After how many layers one sees everything, from the list of a ``config.json`` or its older single number."""
+    kinds = config.get("layer_types")
+    if not kinds:
+        return int(config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or 6)
+    every = next((n + 1 for n, kind in enumerate(kinds) if kind == "full_attention"), len(kinds) + 1)
+    if any((kind == "full_attention") != ((n + 1) % every == 0) for n, kind in enumerate(kinds)):
+        raise BadInput("layer_types that follow no fixed spacing are not built")
+    return every

@@ -1,4 +1,6 @@
-"""A decoder-only transformer: tokens read the past through attention, and nothing else (Llama, Qwen2, Qwen3, SmolLM).
+"""A decoder-only transformer: tokens read the past through attention, and nothing else.
+
+It covers the shapes of Llama, SmolLM, Qwen2, Qwen3 and Gemma 3, whose layers see a window or everything in turn.
 
 The model owns no cache and no mask: it is given an ``Attention``, which decides what queries see and where keys and
 values are kept. A padded batch with a cache is :class:`CachedAttention`; a paged, ragged batch would be another
@@ -14,7 +16,7 @@ import functools
 import hashlib
 import importlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -31,8 +33,11 @@ __all__ = ["Attention", "CachedAttention", "Decoder", "KVCache", "apply_rope", "
 class Attention(Protocol):
     """What queries see, and where keys and values go."""
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Keeps k and v [..., G, D] of a layer and gives what q [..., H, D] hears, [..., H, D]."""
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor:
+        """Keeps k and v [..., G, D] of a layer and gives what q [..., H, D] hears, [..., H, D].
+
+        Scores are divided by the root of D. ``window`` limits how many positions back a query hears, itself included.
+        """
         ...
 
 
@@ -142,27 +147,40 @@ class CachedAttention:
     """
 
     def __init__(self, mask: MaskSpec | None = None, cache: KVCache | None = None) -> None:
-        self.cache = cache
-        self.allowed = None if mask is None else mask.dense()[:, None]
+        self.cache, self.mask = cache, mask
+        self._dense: dict[int | None, Tensor] = {}
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor:
         """q [B, T, H, D]; k, v [B, T, G, D]. A query that sees nothing hears 0."""
         if self.cache is not None:
             k, v = self.cache.append(layer, k, v)
         queries, keys, values = (part.transpose(1, 2) for part in (q, k, v))
         grouped = q.shape[2] != k.shape[2]
-        allowed = self.allowed
+        allowed = self._allowed(window)
         if allowed is None:
             past = k.shape[1] - q.shape[1]
-            if past == 0:
+            if past == 0 and (window is None or window >= k.shape[1]):
                 heard = functional.scaled_dot_product_attention(
                     queries, keys, values, is_causal=True, enable_gqa=grouped
                 )
                 return heard.transpose(1, 2)
             allowed = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool, device=q.device).tril(past)
+            if window is not None:
+                allowed = allowed.triu(past - window + 1)
         heard = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=allowed, enable_gqa=grouped)
         blind = ~allowed.any(-1, keepdim=True)
         return torch.where(blind, 0.0, heard).transpose(1, 2)
+
+    def _allowed(self, window: int | None) -> Tensor | None:
+        """[B, 1, Q, K], made once for each kind of layer; None without a mask."""
+        if self.mask is None:
+            return None
+        if window not in self._dense:
+            spec = self.mask
+            if window is not None:
+                spec = replace(spec, window=window if spec.window is None else min(window, spec.window))
+            self._dense[window] = spec.dense()[:, None]
+        return self._dense[window]
 
 
 @functools.cache
@@ -194,7 +212,10 @@ class Block(nn.Module):
 
     def __init__(self, config: DecoderConfig, number: int) -> None:
         super().__init__()
-        self.number, self.config = number, config
+        self.number, self.config, self.window = number, config, config.window_of(number)
+        self.rope = config.rope_of(number)
+        # attention divides by the root of the head's width; what is meant instead is put into the queries
+        self.query_factor = None if config.query_scale is None else config.query_scale * config.head_dim**0.5
         inner, outer = config.heads * config.head_dim, config.kv_heads * config.head_dim
         self.attention_norm = RMSNorm(config.hidden, config.norm_eps)
         self.query_key_value = nn.Linear(config.hidden, inner + 2 * outer, bias=config.qkv_bias)
@@ -204,9 +225,11 @@ class Block(nn.Module):
         self.feed_forward_norm = RMSNorm(config.hidden, config.norm_eps)
         self.gate_up = nn.Linear(config.hidden, 2 * config.feed_forward, bias=False)
         self.down = nn.Linear(config.feed_forward, config.hidden, bias=False)
+        self.attention_post_norm = RMSNorm(config.hidden, config.norm_eps) if config.post_norms else nn.Identity()
+        self.feed_forward_post_norm = RMSNorm(config.hidden, config.norm_eps) if config.post_norms else nn.Identity()
 
     def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], attention: Attention) -> Tensor:
-        """x [..., C]; ``turn`` from :func:`rotation`."""
+        """x [..., C]; ``turn`` from :func:`rotation` with this layer's rotary positions."""
         config = self.config
         heads = self.query_key_value(self.attention_norm(x)).unflatten(-1, (-1, config.head_dim))
         q, k, v = heads.split([config.heads, config.kv_heads, config.kv_heads], dim=-2)
@@ -214,15 +237,24 @@ class Block(nn.Module):
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
         if fused is not None and self.query_norm is None and x.dim() == 2:
-            fused.rotate_heads(heads, config.heads + config.kv_heads, turn, config.rope.interleaved)
+            fused.rotate_heads(heads, config.heads + config.kv_heads, turn, self.rope.interleaved)
         else:
-            q, k = _rotate(q, turn, config.rope), _rotate(k, turn, config.rope)
-        x = x + self.out(attention.attend(self.number, q, k, v).flatten(-2))
+            q, k = _rotate(q, turn, self.rope), _rotate(k, turn, self.rope)
+        if self.query_factor is not None:
+            q = q * self.query_factor
+        if self.window is None:
+            heard = attention.attend(self.number, q, k, v)
+        else:
+            heard = attention.attend(self.number, q, k, v, window=self.window)
+        x = x + self.attention_post_norm(self.out(heard.flatten(-2)))
         both = self.gate_up(self.feed_forward_norm(x))
-        if fused is not None:
-            return x + self.down(fused.gated_silu(both))  # type: ignore[no-any-return]
-        gate, up = both.chunk(2, dim=-1)
-        return x + self.down(functional.silu(gate) * up)  # type: ignore[no-any-return]
+        if fused is not None and config.activation == "silu":
+            inner = fused.gated_silu(both)
+        else:
+            gate, up = both.chunk(2, dim=-1)
+            act = functional.silu(gate) if config.activation == "silu" else functional.gelu(gate, approximate="tanh")
+            inner = act * up
+        return x + self.feed_forward_post_norm(self.down(inner))  # type: ignore[no-any-return]
 
 
 class Decoder(nn.Module):
@@ -246,9 +278,10 @@ class Decoder(nn.Module):
             positions: [...], int64.
             attention: what queries see, and where keys and values go.
         """
-        x, turn = embeds, rotation(positions, self.config.rope)
-        for block in self.blocks:
-            x = block(x, turn, attention)
+        x = embeds
+        turns = {rope: rotation(positions, rope) for rope in {block.rope for block in self._layers}}
+        for block in self._layers:
+            x = block(x, turns[block.rope], attention)
         hidden: Tensor = self.norm(x)
         return hidden
 
@@ -265,7 +298,13 @@ class Decoder(nn.Module):
                     f"token {low if low < 0 else high} is outside the vocabulary of {self.config.vocabulary}"
                 )
         embeds: Tensor = self.embedding(tokens)
-        return embeds
+        if self.config.embed_scale == 1:
+            return embeds
+        return embeds * torch.tensor(self.config.embed_scale, dtype=embeds.dtype).item()  # rounded as the weights are
+
+    @property
+    def _layers(self) -> Sequence[Block]:
+        return self.blocks  # type: ignore[return-value]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., C] to [..., V], in float32."""

@@ -32,6 +32,8 @@ GGUF_NAMES = {
     "feed_forward_norm": ("ffn_norm",),
     "gate_up": ("ffn_gate", "ffn_up"),
     "down": ("ffn_down",),
+    "attention_post_norm": ("post_attention_norm",),
+    "feed_forward_post_norm": ("post_ffw_norm",),
 }
 HUGGING_FACE_NAMES = {
     "attention_norm": ("input_layernorm",),
@@ -42,6 +44,11 @@ HUGGING_FACE_NAMES = {
     "feed_forward_norm": ("post_attention_layernorm",),
     "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
     "down": ("mlp.down_proj",),
+}
+HUGGING_FACE_GEMMA = {
+    "feed_forward_norm": ("pre_feedforward_layernorm",),
+    "attention_post_norm": ("post_attention_layernorm",),
+    "feed_forward_post_norm": ("post_feedforward_layernorm",),
 }
 Read = Callable[[str], Tensor]
 
@@ -166,7 +173,8 @@ def _load_folder(path: Path, dtype: torch.dtype, device: str, layers: int | None
         "norm.weight": ("model.norm.weight",),
     }
     names["head.weight"] = ("lm_head.weight",)
-    names |= _block_names(config.layers, "model.layers", HUGGING_FACE_NAMES)
+    gemma = config.architecture == "gemma3"
+    names |= _block_names(config.layers, "model.layers", HUGGING_FACE_NAMES | (HUGGING_FACE_GEMMA if gemma else {}))
     files = sorted(path.glob("*.safetensors"))
     if not files:
         raise BadInput(f"{path} has no .safetensors file; other weight formats can hold code and are not read")
@@ -178,9 +186,14 @@ def _load_folder(path: Path, dtype: torch.dtype, device: str, layers: int | None
             for name in handle.keys():  # noqa: SIM118 - no mapping
                 opened[name] = handle
                 shapes[name] = tuple(handle.get_slice(name).get_shape())
-        decoder = _fill(
-            config, names, shapes, lambda name: opened[name].get_tensor(name).to(dtype), path, dtype, device
-        )
+
+        def read(name: str) -> Tensor:
+            value: Tensor = opened[name].get_tensor(name)
+            if gemma and name.endswith("norm.weight"):
+                value = value.float() + 1  # these folders hold what is added to a factor of 1
+            return value.to(dtype)
+
+        decoder = _fill(config, names, shapes, read, path, dtype, device)
     except (SafetensorError, OSError) as error:
         raise BadInput(f"{path}: a weight file is truncated or damaged: {error}") from None
     tokenizer = hugging_face_tokenizer(path)

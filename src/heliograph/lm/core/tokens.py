@@ -11,7 +11,8 @@ from heliograph.errors import BadInput, MissingExtra
 
 __all__ = ["StopText", "TextStream", "Tokenizer", "gguf_tokenizer", "hugging_face_tokenizer"]
 
-CONTROL, USER_DEFINED = 3, 4  # token types of GGUF
+CONTROL, USER_DEFINED, BYTE = 3, 4, 6  # token types of GGUF
+SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # that SentencePiece writes for a blank
 # how a pre-tokenizer of that name cuts text before pairs are merged
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -49,7 +50,9 @@ class Tokenizer:
                 found = self._inner.encode(text, add_special_tokens=False).ids
             finally:
                 self._inner.encode_special_tokens = False
-        return found if self.begin_token is None else [self.begin_token, *found]
+        if self.begin_token is None or found[:1] == [self.begin_token]:  # chat templates may write it themselves
+            return found
+        return [self.begin_token, *found]
 
     def decode(self, tokens: Sequence[int], *, special: bool = False) -> str:
         """Text of tokens; special ones are left out unless asked for."""
@@ -160,7 +163,7 @@ class StopText:
 
 
 def gguf_tokenizer(metadata: Mapping[str, Any], path: Path) -> Tokenizer:
-    """From a GGUF header with byte-level pairs (``gpt2``).
+    """From a GGUF header with byte-level pairs (``gpt2``) or pieces with scores (``llama``, as Gemma has).
 
     Raises:
         BadInput: another kind, a field that is missing, or lists that do not fit.
@@ -169,8 +172,12 @@ def gguf_tokenizer(metadata: Mapping[str, Any], path: Path) -> Tokenizer:
     kind = metadata.get("tokenizer.ggml.model")
     words, merges = metadata.get("tokenizer.ggml.tokens"), metadata.get("tokenizer.ggml.merges")
     types = metadata.get("tokenizer.ggml.token_type") or []
+    if kind == "llama":
+        return _finish(metadata, _pieces(library, metadata, path))
     if kind != "gpt2" or not isinstance(words, list) or not isinstance(merges, list):
-        raise BadInput(f"{path}: the tokenizer {kind!r} is not built; byte-level pairs ('gpt2') are")
+        raise BadInput(
+            f"{path}: the tokenizer {kind!r} is not built; byte-level pairs ('gpt2') and pieces ('llama') are"
+        )
     split = SPLITS.get(str(metadata.get("tokenizer.ggml.pre")))
     if split is None:
         raise BadInput(f"{path}: the pre-tokenizer {metadata.get('tokenizer.ggml.pre')!r} is not known")
@@ -193,6 +200,69 @@ def gguf_tokenizer(metadata: Mapping[str, Any], path: Path) -> Tokenizer:
     inner.decoder = library.decoders.ByteLevel()
     special = [word for word, kind in zip(words, types, strict=False) if kind in (CONTROL, USER_DEFINED)]
     inner.add_special_tokens([library.AddedToken(word, special=True, normalized=False) for word in special])
+    return _finish(metadata, inner)
+
+
+def _pieces(library: Any, metadata: Mapping[str, Any], path: Path) -> Any:
+    """Pieces of text with scores: neighbours are joined as long as their sum is a piece, the best score first."""
+    words, scores = metadata.get("tokenizer.ggml.tokens"), metadata.get("tokenizer.ggml.scores")
+    types = metadata.get("tokenizer.ggml.token_type")
+    lists = (words, scores, types)
+    if not all(isinstance(part, list) for part in lists) or len({len(part or ()) for part in lists}) != 1:
+        raise BadInput(f"{path}: the tokenizer's tokens, scores and types are not lists of one length")
+    assert words is not None
+    assert scores is not None
+    assert types is not None
+    vocabulary = {word: number for number, word in enumerate(words)}
+    if len(vocabulary) != len(words):
+        raise BadInput(f"{path}: the tokenizer has repeated words")
+    plain = {word for word, kind in zip(words, types, strict=True) if kind not in (CONTROL, BYTE)}
+    joins = [
+        (-score, number, word[:cut], word[cut:])
+        for number, (word, score) in enumerate(zip(words, scores, strict=True))
+        if word in plain
+        for cut in range(1, len(word))
+        if word[:cut] in plain and word[cut:] in plain
+    ]
+    joins.sort()
+    unknown = metadata.get("tokenizer.ggml.unknown_token_id")
+    try:
+        inner = library.Tokenizer(
+            library.models.BPE(
+                vocab=vocabulary,
+                merges=[(left, right) for _, _, left, right in joins],
+                unk_token=None if unknown is None else words[int(unknown)],
+                fuse_unk=True,
+                byte_fallback=True,
+            )
+        )
+    except Exception as error:
+        raise BadInput(f"{path}: the tokenizer's lists do not fit each other: {error}") from None
+    normalizers, decoders = library.normalizers, library.decoders
+    ahead = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
+    blanks = normalizers.Replace(" ", SPACE)
+    inner.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), blanks]) if ahead else blanks
+    steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    inner.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if ahead else steps)
+    inner.add_special_tokens(
+        [
+            library.AddedToken(word, special=True, normalized=False)
+            for word, kind in zip(words, types, strict=True)
+            if kind == CONTROL
+        ]
+    )
+    inner.add_tokens(
+        [
+            library.AddedToken(word, special=False, normalized=False)
+            for word, kind in zip(words, types, strict=True)
+            if kind == USER_DEFINED and SPACE not in word
+        ]
+    )
+    return inner
+
+
+def _finish(metadata: Mapping[str, Any], inner: Any) -> Tokenizer:
+    """With the tokens that begin and end texts, and the template of chats."""
     end = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
     begin = metadata.get("tokenizer.ggml.bos_token_id") if metadata.get("tokenizer.ggml.add_bos_token") else None
     return Tokenizer(
@@ -249,6 +319,7 @@ def _library() -> Any:
         import tokenizers
         import tokenizers.decoders
         import tokenizers.models
+        import tokenizers.normalizers
         import tokenizers.pre_tokenizers
     except ImportError as error:
         raise MissingExtra("tokenizers", "lm") from error

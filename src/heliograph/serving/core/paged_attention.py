@@ -111,20 +111,22 @@ class PagedAttention:
         self._decode = _compiled_decode if compiled and usable and self.kernels is None else None
         self._tiles: tuple[Tensor, Tensor, Tensor] | None = None
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Keeps k and v [T, G, D] and gives what q [T, H, D] hears."""
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor:
+        """Keeps k and v [T, G, D] and gives what q [T, H, D] hears, at most ``window`` positions back."""
         batch, keys, values = self.batch, self.cache.keys[layer], self.cache.values[layer]
         heard = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         if self.kernels is not None:
-            self._attend_by_kernels(self.kernels, q, k, v, keys, values, heard)
+            self._attend_by_kernels(self.kernels, q, k, v, keys, values, heard, window)
             return heard
         keys.index_copy_(0, batch.slots, k)
         values.index_copy_(0, batch.slots, v)
         n = batch.decodes
         if n and self._decode is not None:
-            self._decode(q[:n], keys, values, batch.tables[:n], batch.context[:n], self.cache.block_size, heard[:n])
+            past = (batch.tables[:n], batch.context[:n], self.cache.block_size)
+            self._decode(q[:n], keys, values, *past, heard[:n], window)
         elif n:
-            heard[:n] = attend_rows(q[:n], keys, values, batch.tables[:n], batch.context[:n], self.cache.block_size)
+            past = (batch.tables[:n], batch.context[:n], self.cache.block_size)
+            heard[:n] = attend_rows(q[:n], keys, values, *past, window)
         at = n
         for row in range(n, len(batch.counts)):
             count, context = batch.counts[row], int(batch.context[row])
@@ -137,24 +139,34 @@ class PagedAttention:
                     part.view(-1, self.cache.block_size, *part.shape[1:])[blocks].flatten(0, 1)[:context]
                     for part in (keys, values)
                 )
-            heard[own] = _attend_chunk(q[own], past_k, past_v)
+            heard[own] = _attend_chunk(q[own], past_k, past_v, window)
             at += count
         return heard
 
     def _attend_by_kernels(
-        self, kernels: Any, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, heard: Tensor
+        self,
+        kernels: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        heard: Tensor,
+        window: int | None,
     ) -> None:
         batch, size, n = self.batch, self.cache.block_size, self.batch.decodes
         kernels.store(k, keys, batch.slots)
         kernels.store(v, values, batch.slots)
         if n:
             parts = decode_parts(n * k.shape[1], batch.tables.shape[1] * size)
-            kernels.attend_decodes(q[:n], keys, values, batch.tables[:n], batch.context[:n], size, parts, heard[:n])
+            past = (batch.tables[:n], batch.context[:n], size, parts)
+            kernels.attend_decodes(q[:n], keys, values, *past, heard[:n], window)
         if n == len(batch.counts):
             return
         if self._tiles is None:
             self._tiles = _tiles(batch.counts[n:], kernels.QUERIES, q.device)
-        kernels.attend_chunks(q[n:], keys, values, batch.tables[n:], batch.context[n:], *self._tiles, size, heard[n:])
+        own = (batch.tables[n:], batch.context[n:], *self._tiles, size)
+        kernels.attend_chunks(q[n:], keys, values, *own, heard[n:], window)
 
 
 def decode_parts(programs: int, longest: int) -> int:
@@ -192,7 +204,15 @@ def _tiles(counts: Sequence[int], queries: int, device: torch.device) -> tuple[T
     return first, second, third
 
 
-def attend_rows(q: Tensor, keys: Tensor, values: Tensor, tables: Tensor, context: Tensor, block_size: int) -> Tensor:
+def attend_rows(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    tables: Tensor,
+    context: Tensor,
+    block_size: int,
+    window: int | None = None,
+) -> Tensor:
     """One query a row over its own blocks, in plain torch.
 
     Args:
@@ -201,6 +221,7 @@ def attend_rows(q: Tensor, keys: Tensor, values: Tensor, tables: Tensor, context
         tables: [R, M] blocks.
         context: [R] tokens to hear.
         block_size: tokens a block.
+        window: how many positions back a query hears, itself included; None for all.
 
     Returns:
         [R, H, D].
@@ -208,22 +229,27 @@ def attend_rows(q: Tensor, keys: Tensor, values: Tensor, tables: Tensor, context
     longest = int(context.max())
     used = tables[:, : -(-longest // block_size)].long()
     k, v = (part.view(-1, block_size, *part.shape[1:])[used].flatten(1, 2).transpose(1, 2) for part in (keys, values))
-    seen = torch.arange(k.shape[2], device=q.device) < context[:, None]
+    at = torch.arange(k.shape[2], device=q.device)
+    seen = at < context[:, None]
+    if window is not None:
+        seen = seen & (at >= context[:, None] - window)
     heard = functional.scaled_dot_product_attention(
         q[:, :, None], k, v, attn_mask=seen[:, None, None], enable_gqa=q.shape[1] != k.shape[1]
     )
     return heard[:, :, 0]
 
 
-def _attend_chunk(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _attend_chunk(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor:
     """The last queries of a sequence over all its keys: q [t, H, D], k and v [c, G, D]."""
     count, context = len(q), len(k)
     queries, keys, values = (part.transpose(0, 1)[None] for part in (q, k, v))
     grouped = q.shape[1] != k.shape[1]
-    if count == context:
+    if count == context and (window is None or window >= context):
         heard = functional.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=grouped)
     else:
         allowed = torch.ones(count, context, dtype=torch.bool, device=q.device).tril(context - count)
+        if window is not None:
+            allowed = allowed.triu(context - count - window + 1)
         heard = functional.scaled_dot_product_attention(
             queries, keys, values, attn_mask=allowed[None, None], enable_gqa=grouped
         )
@@ -231,7 +257,14 @@ def _attend_chunk(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _compiled_decode(
-    q: Tensor, keys: Tensor, values: Tensor, tables: Tensor, context: Tensor, block_size: int, out: Tensor
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    tables: Tensor,
+    context: Tensor,
+    block_size: int,
+    out: Tensor,
+    window: int | None,
 ) -> None:
     """:func:`attend_rows` by the compiled loop, rows divided among as many threads as torch uses."""
     loop = _loop()
@@ -239,20 +272,21 @@ def _compiled_decode(
     heard = out.numpy()
     workers = min(torch.get_num_threads(), len(q))
     scale = 1 / math.sqrt(q.shape[-1])
+    back = 2**31 - 1 if window is None else window
     if workers == 1:
-        loop(*arrays, block_size, scale, 0, len(q), heard)
+        loop(*arrays, block_size, scale, back, 0, len(q), heard)
         return
-    work = context.cumsum(0)
+    work = context.clamp(max=back).cumsum(0)
     bounds = [0]
     for part in range(1, workers):
         bounds.append(int(torch.searchsorted(work, int(work[-1]) * part // workers)))
     bounds.append(len(q))
     pool = _threads(workers)
     others = [
-        pool.submit(loop, *arrays, block_size, scale, bounds[part], bounds[part + 1], heard)
+        pool.submit(loop, *arrays, block_size, scale, back, bounds[part], bounds[part + 1], heard)
         for part in range(1, workers)
     ]
-    loop(*arrays, block_size, scale, bounds[0], bounds[1], heard)
+    loop(*arrays, block_size, scale, back, bounds[0], bounds[1], heard)
     for other in others:
         other.result()
 
@@ -275,6 +309,7 @@ def _loop() -> Callable[..., None]:
         context: Any,
         block_size: int,
         scale: float,
+        window: int,
         first: int,
         last: int,
         out: Any,
@@ -284,9 +319,10 @@ def _loop() -> Callable[..., None]:
         share = heads // groups
         for r in range(first, last):
             length = context[r]
+            oldest = max(0, length - window)
             scores = np.empty((heads, length), dtype=np.float32)
             top = np.full(heads, -np.inf, dtype=np.float32)
-            for t in range(length):
+            for t in range(oldest, length):
                 slot = tables[r, t // block_size] * block_size + t % block_size
                 for g in range(groups):
                     for s in range(share):
@@ -299,13 +335,13 @@ def _loop() -> Callable[..., None]:
                         top[h] = max(top[h], dot)
             total = np.zeros(heads, dtype=np.float32)
             for h in range(heads):
-                for t in range(length):
+                for t in range(oldest, length):
                     weight = np.exp(scores[h, t] - top[h])
                     scores[h, t] = weight
                     total[h] += weight
                 for d in range(channels):
                     out[r, h, d] = 0
-            for t in range(length):
+            for t in range(oldest, length):
                 slot = tables[r, t // block_size] * block_size + t % block_size
                 for g in range(groups):
                     for s in range(share):

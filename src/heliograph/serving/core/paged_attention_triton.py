@@ -55,11 +55,13 @@ def _decode(
     N: tl.constexpr,
     PARTS: tl.constexpr,
     PRECISE: tl.constexpr,
+    WINDOW: tl.constexpr,
 ):
     row, group, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length = tl.load(context + row)
-    per = tl.cdiv(tl.cdiv(length, N), PARTS) * N
-    begin = part * per
+    oldest = tl.maximum(length - WINDOW, 0) if WINDOW > 0 else 0
+    per = tl.cdiv(tl.cdiv(length - oldest, N), PARTS) * N
+    begin = oldest + part * per
     end = tl.minimum(begin + per, length)
     head = tl.arange(0, HEADS)
     channel = tl.arange(0, D)
@@ -136,6 +138,7 @@ def _chunk(
     M: tl.constexpr,
     N: tl.constexpr,
     PRECISE: tl.constexpr,
+    WINDOW: tl.constexpr,
 ):
     tile, head = tl.program_id(0), tl.program_id(1)
     row = tl.load(tile_row + tile)
@@ -151,8 +154,10 @@ def _chunk(
     top = tl.full([M], float("-inf"), tl.float32)
     total = tl.zeros([M], tl.float32)
     heard = tl.zeros([M, D], tl.float32)
-    last = tl.minimum(length, length - count + tl.load(tile_start + tile) + M)
-    for start in range(0, last, N):
+    earliest = length - count + tl.load(tile_start + tile)
+    last = tl.minimum(length, earliest + M)
+    oldest = tl.maximum(earliest - WINDOW + 1, 0) // N * N if WINDOW > 0 else 0
+    for start in range(oldest, last, N):
         at = start + tl.arange(0, N)
         inside = at < last
         block = tl.load(tables + row.to(tl.int64) * table_stride + at // BLOCK, mask=inside, other=0)
@@ -163,8 +168,11 @@ def _chunk(
             score = tl.dot(asked, tl.trans(k), input_precision="ieee") * scale
         else:
             score = tl.dot(asked, tl.trans(k)) * scale
-        score = tl.where(inside[None, :] & (at[None, :] <= position[:, None]), score, float("-inf"))
-        higher = tl.maximum(top, tl.max(score, 1))
+        seen = inside[None, :] & (at[None, :] <= position[:, None])
+        if WINDOW > 0:
+            seen = seen & (position[:, None] - at[None, :] < WINDOW)
+        score = tl.where(seen, score, float("-inf"))
+        higher = tl.maximum(tl.maximum(top, tl.max(score, 1)), -1e30)  # a tile may hold nothing that a query sees
         weight = tl.exp(score - higher[:, None])
         shrink = tl.exp(top - higher)
         total = total * shrink + tl.sum(weight, 1)
@@ -190,7 +198,15 @@ def store(source: Tensor, target: Tensor, slots: Tensor) -> None:
 
 
 def attend_decodes(
-    q: Tensor, keys: Tensor, values: Tensor, tables: Tensor, context: Tensor, block_size: int, parts: int, out: Tensor
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    tables: Tensor,
+    context: Tensor,
+    block_size: int,
+    parts: int,
+    out: Tensor,
+    window: int | None = None,
 ) -> None:
     """One query a row over its blocks; see :func:`~heliograph.serving.core.paged_attention.attend_rows`.
 
@@ -201,6 +217,7 @@ def attend_decodes(
         block_size: tokens a block.
         parts: into which each row's past is divided, a power of two.
         out: [R, H, D], written.
+        window: how many positions back a query hears, itself included; None for all.
     """
     rows, heads, width = q.shape
     groups = keys.shape[1]
@@ -214,6 +231,7 @@ def attend_decodes(
         "BLOCK": block_size,
         "N": KEYS,
         "PARTS": parts,
+        "WINDOW": window or 0,
         "PRECISE": q.dtype == torch.float32,
     }
     _decode[(rows, groups, parts)](
@@ -233,6 +251,7 @@ def attend_chunks(
     tile_start: Tensor,
     block_size: int,
     out: Tensor,
+    window: int | None = None,
 ) -> None:
     """Prompt chunks of several rows, each query over its own row's past and itself.
 
@@ -244,6 +263,7 @@ def attend_chunks(
         tile_row, tile_start: of each tile of 32 queries, its row and its first query within the row, int32.
         block_size: tokens a block.
         out: [T, H, D], written where a row has queries.
+        window: how many positions back a query hears, itself included; None for all.
     """
     heads, width = q.shape[1:]
     groups = keys.shape[1]
@@ -267,4 +287,5 @@ def attend_chunks(
         M=QUERIES,
         N=KEYS,
         PRECISE=q.dtype == torch.float32,
+        WINDOW=window or 0,
     )
