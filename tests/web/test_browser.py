@@ -78,7 +78,9 @@ def watched(browser, **options: object):
     page.on("console", lambda m: errors.append(f"{page.url}: {m.text}") if m.type in ("error", "warning") else None)
     page.on("pageerror", lambda e: errors.append(f"{page.url}: {e}"))
     # A page that is left gives up what it still loads, its icon for one: that is no failure of the site.
-    page.on("requestfailed", lambda r: None if r.failure == "net::ERR_ABORTED" else errors.append(f"{r.url}: {r.failure}"))
+    page.on(
+        "requestfailed", lambda r: None if r.failure == "net::ERR_ABORTED" else errors.append(f"{r.url}: {r.failure}")
+    )
     yield page
     context.close()
     # The browser itself logs that a page answered 404.
