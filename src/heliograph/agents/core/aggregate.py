@@ -16,6 +16,8 @@ from mcp.shared.subscriptions import SUBSCRIPTION_ID_META_KEY
 from mcp_types import methods
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 
+from heliograph.agents.core.guard import told
+from heliograph.agents.core.interceptor import REJECTED_CODE, Rejected
 from heliograph.agents.core.links import LOST_CODE, Call, Link, LinkInfo, LinkLost, modern_meta
 from heliograph.agents.core.namespace import LISTS
 
@@ -127,6 +129,9 @@ async def listed(
             result = await gateway.send(upstream, ctx, session, method, inside, deadline_ms)
         except MCPError as error:
             return name, error
+        except Rejected as refusal:
+            body = refusal.to_jsonrpc_error()
+            return name, MCPError(REJECTED_CODE, body["message"], body.get("data"))
         return name, gateway.namespace.outward(name, method, result)
 
     pages = await asyncio.gather(*(one(name, cursor) for name, cursor in wanted))
@@ -136,8 +141,8 @@ async def listed(
     good: list[dict[str, Any]] = []
     for name, page in pages:
         if isinstance(page, MCPError):
-            # A server without prompts, or one that is down, does not hide the others.
-            if page.error.code not in (types.METHOD_NOT_FOUND, LOST_CODE, types.REQUEST_TIMEOUT):
+            # A server without prompts, or one that is down or refused, does not hide the others.
+            if page.error.code not in (types.METHOD_NOT_FOUND, LOST_CODE, types.REQUEST_TIMEOUT, REJECTED_CODE):
                 raise page
             continue
         good.append(page)
@@ -212,7 +217,9 @@ async def listen(gateway: Gateway, ctx: Any, params: dict[str, Any]) -> dict[str
                 honoured[name] = dict(body.get("notifications") or {})
                 await acknowledge()
                 return
-            await outbound.notify(method, stamped(gateway.namespace.notification(name, method, body)))
+            passed = await told(gateway.guards, name, method, body)
+            if passed is not None:
+                await outbound.notify(method, stamped(gateway.namespace.notification(name, method, passed)))
 
         link = await upstream.link(gateway._caller(upstream, ctx, None))
         if not link.info.modern:

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import msgspec
 
@@ -30,7 +30,7 @@ from heliograph.agents.core.interceptor import CallNext, Rejected
 from heliograph.clock import Clock, WallClock
 from heliograph.errors import BadInput, HeliographError
 
-__all__ = ["GENESIS", "AuditError", "AuditInterceptor", "AuditLog", "Receipt", "Verification", "verify"]
+__all__ = ["GENESIS", "AuditError", "AuditInterceptor", "AuditLog", "Receipt", "TakesAudit", "Verification", "verify"]
 
 GENESIS = "0" * 64
 """The hash before the first line."""
@@ -256,6 +256,15 @@ class AuditLog:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@runtime_checkable
+class TakesAudit(Protocol):
+    """An interceptor that writes lines of its own to the gateway's log, if there is one."""
+
+    def take_audit(self, log: AuditLog) -> None:
+        """The log to write; again after a reload with another file."""
+        ...
 
 
 class AuditInterceptor:

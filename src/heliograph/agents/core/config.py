@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from heliograph.agents.core.identity import Principal, StaticTokens, TokenVerifier
+from heliograph.agents.core.stages import stage_schema
 from heliograph.agents.core.upstream import UpstreamSpec
 from heliograph.errors import BadInput
 
@@ -116,6 +117,7 @@ class Policy(_Strict, frozen=True):
     rate: Rate | None = None
     upstreams: dict[str, Limits] = {}
     stages: list[Stage] = []
+    mcpsec: dict[str, Any] | None = None
     separator: str = "."
     drain_s: Positive = 10.0
 
@@ -164,6 +166,10 @@ class GatewayConfig(msgspec.Struct, frozen=True):
 def json_schema() -> dict[str, Any]:
     """The JSON Schema (2020-12) of the file."""
     schema = msgspec.json.schema(_File)
+    own = stage_schema("mcpsec")
+    if own is not None:
+        schema["$defs"] |= own.pop("$defs")
+        schema["$defs"]["Policy"]["properties"]["mcpsec"] = {"anyOf": [own, {"type": "null"}], "default": None}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "heliograph gateway", **schema}
 
 

@@ -30,6 +30,7 @@ from mcp_types.version import LATEST_HANDSHAKE_VERSION, MODERN_PROTOCOL_VERSIONS
 from heliograph import __version__
 from heliograph.agents.core.aggregate import listed, listen, merged_capabilities, reshaped, rounds
 from heliograph.agents.core.envelope import CARRIER, Envelope, Meta
+from heliograph.agents.core.guard import GuardedLink, asked, guards_of, hello, told
 from heliograph.agents.core.identity import Principal
 from heliograph.agents.core.interceptor import Chain, Interceptor, Rejected
 from heliograph.agents.core.links import LOST_CODE, TOO_LARGE_CODE, Call, Link, LinkInfo, LinkLost, ResponseTooLarge
@@ -141,6 +142,7 @@ class Gateway:
         self.upstreams = {name: Upstream(name, spec, clock=self._clock) for name, spec in specs.items()}
         self.namespace = Namespace(tuple(specs), separator=separator)
         self.chain = Chain(interceptors)
+        self.guards = guards_of(self.chain.interceptors)
         self.principal_of = principal_of
         self.observers: list[Callable[[Observation], None]] = []
         self.in_flight = 0
@@ -192,6 +194,7 @@ class Gateway:
         new = {n: kept.get(n) or Upstream(n, spec, clock=self._clock) for n, spec in specs.items()}
         gone = [upstream for n, upstream in self.upstreams.items() if n not in kept]
         self.upstreams, self.namespace, self.chain = new, namespace, chain
+        self.guards = guards_of(chain.interceptors)
         self._schemas.clear()
         for session in list(self._sessions.values()):
             for kind in ("tools", "prompts", "resources"):
@@ -338,7 +341,9 @@ class Gateway:
         namespace = self.namespace
 
         async def on_notify(name: str, body: dict[str, Any]) -> None:
-            await outbound.notify(name, namespace.notification(upstream.name, name, body))
+            passed = await told(self.guards, upstream.name, name, body)
+            if passed is not None:
+                await outbound.notify(name, namespace.notification(upstream.name, name, passed))
 
         header_map = self._header_map(upstream, method, params)
         call = Call(on_notify, header_map)
@@ -350,13 +355,13 @@ class Gateway:
             async with asyncio.timeout(limit_s), gate:
                 link = await upstream.link(caller)
                 try:
-                    result = await self._send_once(link, ctx, session, method, params, call)
+                    result = await self._send_once(self._guarded(upstream, link), ctx, session, method, params, call)
                 except LinkLost as lost:
                     if not lost.unsent:
                         raise
                     await link.close()
                     link = await upstream.link(caller)
-                    result = await self._send_once(link, ctx, session, method, params, call)
+                    result = await self._send_once(self._guarded(upstream, link), ctx, session, method, params, call)
             upstream.calls += 1
         except TimeoutError:
             raise MCPError(
@@ -375,6 +380,9 @@ class Gateway:
             self._learn(upstream, result)
         return reshaped(method, link.info.version, ctx.protocol_version, result, self.server)
 
+    def _guarded(self, upstream: Upstream, link: Link) -> Link:
+        return GuardedLink(upstream.name, link, self.guards) if self.guards else link
+
     async def _send_once(
         self, link: Link, ctx: Any, session: _Session | None, method: str, params: dict[str, Any], call: Call
     ) -> dict[str, Any]:
@@ -389,11 +397,22 @@ class Gateway:
 
         async def on_request(method: str, params: dict[str, Any]) -> dict[str, Any]:
             channel = session.in_flight[-1] if session.in_flight else session.connection
-            result: dict[str, Any] = await channel.send_raw_request(method, params)
-            return result
+
+            async def send(onward: dict[str, Any]) -> dict[str, Any]:
+                result: dict[str, Any] = await channel.send_raw_request(method, onward)
+                return result
+
+            try:
+                return await asked(self.guards, upstream.name, session.id, method, params, send)
+            except Rejected as refusal:
+                error = refusal.to_jsonrpc_error()
+                raise MCPError(error["code"], error["message"], error.get("data")) from None
 
         async def on_notify(method: str, params: dict[str, Any]) -> None:
-            body = namespace.notification(upstream.name, method, params)
+            passed = await told(self.guards, upstream.name, method, params)
+            if passed is None:
+                return
+            body = namespace.notification(upstream.name, method, passed)
             # Lists and resources change for the session; anything else was said during a request.
             if session.in_flight and method == "notifications/message":
                 await session.in_flight[-1].notify(method, body)
@@ -442,10 +461,11 @@ class Gateway:
     async def _infos(self, ctx: Any, session: _Session | None) -> dict[str, LinkInfo]:
         async def one(upstream: Upstream) -> LinkInfo | None:
             try:
-                return (await upstream.link(self._caller(upstream, ctx, session))).info
+                info: LinkInfo | None = (await upstream.link(self._caller(upstream, ctx, session))).info
             except LinkLost as lost:
                 logger.warning("%s", lost)
-                return upstream.info
+                info = upstream.info
+            return None if info is None else await hello(self.guards, upstream.name, info)
 
         names = list(self.upstreams)
         found = await asyncio.gather(*(one(self.upstreams[name]) for name in names))

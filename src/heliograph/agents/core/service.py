@@ -11,7 +11,7 @@ from typing import Any
 
 import uvicorn
 
-from heliograph.agents.core.audit import AuditInterceptor, AuditLog
+from heliograph.agents.core.audit import AuditInterceptor, AuditLog, TakesAudit
 from heliograph.agents.core.config import GatewayConfig, read_config
 from heliograph.agents.core.gateway import Gateway
 from heliograph.agents.core.http_front import DrainingServer, HttpFront
@@ -52,7 +52,11 @@ class GatewayService:
         """Audit outermost, so that it sees refusals too; then the rate limit; then the stages in their order."""
         policy, chain = config.policy, []
         made: list[Interceptor] = []
-        for name, options in self._stages.items():
+        by_hand = dict(self._stages)
+        if policy.mcpsec is not None or "mcpsec" in by_hand:
+            folder = {"folder": str(config.path.parent)}
+            by_hand["mcpsec"] = folder | (policy.mcpsec or {}) | dict(by_hand.get("mcpsec", {}))
+        for name, options in by_hand.items():
             made += build_stage(name, options)
         for stage in policy.stages:
             made += build_stage(stage.name, stage.options)
@@ -64,6 +68,9 @@ class GatewayService:
                 self._audit = fresh
                 if fresh.recovered:
                     logger.warning("%s: %d bytes of an unfinished line were cut off", path, fresh.recovered)
+            for interceptor in made:
+                if isinstance(interceptor, TakesAudit):
+                    interceptor.take_audit(self._audit)
             chain.append(
                 AuditInterceptor(self._audit, arguments=policy.audit.arguments, fail_open=policy.audit.fail_open)
             )
