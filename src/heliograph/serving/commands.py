@@ -23,11 +23,12 @@ app.add_typer(amd_instinct_app, name="amd_instinct")
 
 
 def serve(
-    model: Annotated[str, typer.Argument(help="A .gguf file, a Hugging Face folder, or smollm2-135m.")],
+    model: Annotated[str, typer.Argument(help="A .gguf file, a Hugging Face folder, smollm2-135m or gemma3-270m.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
     name: Annotated[str | None, typer.Option(help="Name under which the model is served.")] = None,
     roles: Annotated[str | None, typer.Option(help="Instances: prefill=1,decode=2 or mix=2; else one engine.")] = None,
+    on: Annotated[str, typer.Option(help="Where instances run: local, or ray for a Ray cluster's machines.")] = "local",
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:0.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     layers: Annotated[int | None, typer.Option(help="Only the model's first so many, for measurements.")] = None,
@@ -56,6 +57,8 @@ def serve(
     if not cache_gib > 0:
         raise BadInput(f"the cache needs memory; got --cache-gib {cache_gib:g}")
     wanted = _roles(roles)
+    if on not in ("local", "ray") or (on == "ray" and not wanted):
+        raise BadInput(f"--on is local, or ray together with --roles; got {on!r}")
     try:
         from heliograph.serving.core.run_server import ServeOptions, bind, serve_model
     except ModuleNotFoundError as error:
@@ -83,6 +86,7 @@ def serve(
         drain_timeout,
         lease,
         on_transfer_failure,
+        "ray" if on == "ray" else "local",
     )
     listening = bind(host, port)
 

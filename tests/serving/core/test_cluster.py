@@ -4,9 +4,10 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -72,15 +73,30 @@ def test_two_instances_of_one_name_are_refused() -> None:
         Cluster([*cluster.instances.values(), *cluster.instances.values()])
 
 
+@pytest.fixture(scope="module", autouse=True)
+def ray_ended() -> Iterator[None]:
+    yield
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        ray.shutdown()
+
+
 @pytest.mark.integration
 class TestProcesses:
     """Each test drives three processes with four layers of the real model."""
 
-    def drive(self, model: LanguageModel, action: Callable[[Cluster, ClusterBackend], Any]) -> Any:
+    def drive(
+        self,
+        model: LanguageModel,
+        action: Callable[[Cluster, ClusterBackend], Any],
+        on: Literal["local", "ray"] = "local",
+    ) -> Any:
         async def whole() -> Any:
             settings = ClusterConfig(heartbeat_s=0.5, suspect_s=4.0, remove_s=10.0)
             roles: Any = {"prefill": 1, "decode": 2}
-            cluster = Cluster.local(roles=roles, layers=4, threads=1, config=settings, engine={"num_blocks": 200})
+            cluster = Cluster.local(
+                roles=roles, layers=4, threads=1, config=settings, engine={"num_blocks": 200}, on=on
+            )
             await cluster.start()
             backend = ClusterBackend(cluster, model)
             try:
@@ -95,7 +111,12 @@ class TestProcesses:
         return asyncio.run(whole())
 
     @pytest.mark.parametrize("blow", [None, signal.SIGKILL, signal.SIGSTOP])
-    def test_every_answer_is_whole_whatever_happens_to_a_decode_worker(self, model: LanguageModel, blow: Any) -> None:
+    @pytest.mark.parametrize("on", ["local", "ray"])
+    def test_every_answer_is_whole_whatever_happens_to_a_decode_worker(
+        self, model: LanguageModel, on: Literal["local", "ray"], blow: Any
+    ) -> None:
+        if on == "ray":
+            pytest.importorskip("ray")
 
         async def act(cluster: Cluster, backend: ClusterBackend) -> Any:
             started: asyncio.Queue[str] = asyncio.Queue()
@@ -123,18 +144,21 @@ class TestProcesses:
                 await instance.call("check")
             return found, cluster.handovers
 
-        found, handovers = self.drive(model, act)
+        found, handovers = self.drive(model, act, on)
         plain = [(c.tokens, "length") for c in generate(model, PROMPTS, GREEDY)]
         assert found == plain
         assert handovers > 0
 
-    def test_a_model_that_cannot_be_read_starts_nothing(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("on", ["local", "ray"])
+    def test_a_model_that_cannot_be_read_starts_nothing(self, tmp_path: Path, on: Literal["local", "ray"]) -> None:
+        if on == "ray":
+            pytest.importorskip("ray")
+
         async def act() -> None:
-            cluster = Cluster.local(str(tmp_path / "none.gguf"), {"mix": 2})
-            with pytest.raises(BadInput, match="did not start"):
+            cluster = Cluster.local(str(tmp_path / "none.gguf"), {"mix": 2}, on=on)
+            with pytest.raises(BadInput, match=r"did not start.*none\.gguf"):
                 await cluster.start()
             for instance in cluster.instances.values():
-                assert instance._process is not None
-                assert instance._process.returncode is not None
+                assert instance._process is None or instance._process.returncode is not None
 
         asyncio.run(act())

@@ -8,7 +8,7 @@ import signal
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import uvicorn
 
@@ -36,6 +36,7 @@ class ServeOptions:
         api_keys: of which clients must send one.
         drain_timeout_s: how long requests may go on after SIGTERM.
         lease_s, on_transfer_failure: of hand-overs.
+        on: where instances run, "local" or "ray".
     """
 
     model: str = "smollm2-135m"
@@ -51,6 +52,7 @@ class ServeOptions:
     drain_timeout_s: float = 30.0
     lease_s: float = 30.0
     on_transfer_failure: str = "recompute"
+    on: Literal["local", "ray"] = "local"
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -109,7 +111,7 @@ def serve(model: str = "smollm2-135m", *, host: str = "127.0.0.1", port: int = 8
     """Serves a model to OpenAI clients until SIGTERM or SIGINT; the number of requests that had to be ended.
 
     Args:
-        model: a ``.gguf`` file, a Hugging Face folder, or ``"smollm2-135m"``.
+        model: a ``.gguf`` file, a Hugging Face folder, ``"smollm2-135m"`` or ``"gemma3-270m"``.
         host, port: to listen on; port 0 takes a free one.
         options: other fields of :class:`ServeOptions`.
 
@@ -140,6 +142,7 @@ async def _serve_cluster(
         max_waiting=options.max_waiting,
         lease_s=options.lease_s,
         on_transfer_failure=options.on_transfer_failure,
+        on=options.on,
     )
     await cluster.start()
     server = Server(ClusterBackend(cluster, model, _served_name(options)), config)
