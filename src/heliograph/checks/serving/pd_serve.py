@@ -115,8 +115,10 @@ STEADY = Workload(
 )
 
 
-def _sizes(estimate_s: float, smoke: Workload | None, *laptop: Workload, blocks: int = 5) -> dict[str, Size]:
-    sizes = {"laptop": Size(laptop, blocks, repeats=5, time_limit_s=2 * MINUTE, estimate_s=estimate_s)}
+def _sizes(
+    estimate_s: float, smoke: Workload | None, *laptop: Workload, blocks: int = 5, repeats: int = 3
+) -> dict[str, Size]:
+    sizes = {"laptop": Size(laptop, blocks, repeats=repeats, time_limit_s=2 * MINUTE, estimate_s=estimate_s)}
     if smoke is not None:
         sizes["smoke"] = Size((smoke,), 1, repeats=2, time_limit_s=MINUTE, estimate_s=2)
     return sizes

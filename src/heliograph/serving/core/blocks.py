@@ -236,7 +236,9 @@ class KVManager:
 
     def ensure(self, request: Request, num_tokens: int) -> bool:
         """Room for so many tokens of a request that has blocks; all of it or none."""
-        fresh = self.pool.take(max(0, self.blocks_for(num_tokens) - len(request.blocks)))
+        if num_tokens <= len(request.blocks) * self.pool.block_size:
+            return True
+        fresh = self.pool.take(self.blocks_for(num_tokens) - len(request.blocks))
         if fresh is None:
             return False
         request.blocks.extend(fresh)

@@ -92,6 +92,8 @@ class Request:
         deadline_s: on the engine's clock, after which it is aborted.
 
         tokens: the prompt and the answer so far.
+        num_prompt: tokens of the prompt.
+        room: tokens that the answer may have where it is served; 0 until it is.
         num_computed: tokens whose keys and values are in the cache, or will be once the step in flight ends.
         num_pending: sampled tokens of the step in flight, which are not yet known.
         num_in_flight: steps under way that it takes part in.
@@ -117,6 +119,8 @@ class Request:
     deadline_s: float | None = None
 
     tokens: list[int] = field(init=False)
+    num_prompt: int = field(init=False)
+    room: int = field(init=False, default=0)
     num_computed: int = 0
     num_pending: int = 0
     blocks: list[int] = field(default_factory=list)
@@ -138,22 +142,17 @@ class Request:
         """Refuses a prompt without tokens."""
         if not self.prompt:
             raise BadInput(f"request {self.id} has an empty prompt; a model needs at least one token to go on from")
-        self.tokens = list(self.prompt)
-
-    @property
-    def num_prompt(self) -> int:
-        """Tokens of the prompt."""
-        return len(self.prompt)
+        self.tokens, self.num_prompt = list(self.prompt), len(self.prompt)
 
     @property
     def output(self) -> list[int]:
         """The answer so far."""
-        return self.tokens[len(self.prompt) :]
+        return self.tokens[self.num_prompt :]
 
     @property
     def num_output(self) -> int:
         """Tokens of the answer so far."""
-        return len(self.tokens) - len(self.prompt)
+        return len(self.tokens) - self.num_prompt
 
     @property
     def need(self) -> int:

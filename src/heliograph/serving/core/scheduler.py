@@ -7,6 +7,7 @@ that order, which starts again later; what it had computed may still be found in
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -108,6 +109,8 @@ class Scheduler:
             BadInput: it can never run here; the message gives the numbers.
         """
         room = self.kv.pool.num_blocks * self.kv.pool.block_size
+        # the last token of an answer needs no place in the cache
+        request.room = min(request.params.max_tokens, min(self.config.context, room + 1) - request.num_prompt)
         if len(request.tokens) >= self.config.context:
             raise BadInput(
                 f"the prompt has {len(request.tokens)} tokens; this model's context is {self.config.context}, and the "
@@ -129,10 +132,10 @@ class Scheduler:
         rows: list[Row] = []
         planned: set[str] = set()
         preempted = False
-        for request in sorted(self.running, key=lambda r: r.rank):
+        for request in list(self.running):
             if request.state is not RequestState.RUNNING or budget == 0:
                 continue
-            if request.num_output + request.num_pending >= self._room(request):
+            if request.num_output + request.num_pending >= request.room:
                 continue  # its last token is on the way
             count = self._count(request, budget)
             while count and not self.kv.ensure(request, request.num_computed + count):
@@ -168,7 +171,9 @@ class Scheduler:
         if not rows:
             return StepPlan(())  # who has ended is told with the next step
         ended, self._ended = tuple(self._ended), []
-        return StepPlan(tuple(sorted(rows, key=lambda row: row.count > 1)), ended)
+        if any(row.count > 1 for row in rows):
+            rows.sort(key=lambda row: row.count > 1)
+        return StepPlan(tuple(rows), ended)
 
     def take(self, plan: StepPlan, samples: Sequence[Sample | None], now_s: float = 0.0) -> list[Taken]:
         """Books what a step gave; the new tokens and ends, in the order of its rows."""
@@ -192,7 +197,7 @@ class Scheduler:
             finish: FinishReason | None = None
             if sample.token in self.end_tokens and not request.params.ignore_end:
                 finish = "stop"
-            elif request.num_output >= self._room(request):
+            elif request.num_output >= request.room:
                 finish = "length"
             if finish is not None:
                 self.finish(request, finish, now_s)
@@ -260,14 +265,9 @@ class Scheduler:
     def _count(self, request: Request, budget: int) -> int:
         return min(request.need, budget, self.config.chunk_limit or budget)
 
-    def _room(self, request: Request) -> int:
-        """Tokens that the answer may have; the last one needs no place in the cache."""
-        cache = self.kv.pool.num_blocks * self.kv.pool.block_size
-        return min(request.params.max_tokens, self.config.context - request.num_prompt, cache + 1 - request.num_prompt)
-
     def _run(self, request: Request, shared: int, now_s: float) -> None:
         request.state = RequestState.RUNNING
-        self.running.append(request)
+        bisect.insort(self.running, request, key=lambda r: r.rank)
         if request.first_scheduled_s is None:
             request.first_scheduled_s = now_s
             request.num_cached = shared * self.kv.pool.block_size

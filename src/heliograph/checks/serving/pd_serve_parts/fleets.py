@@ -152,19 +152,21 @@ def measure_balance(context: Context) -> Mapping[str, Any]:
     at_once = [(prompt, output, lambda _: load["requests"] / 0.001)]
     requests = _requests(at_once, 0.001, context.seed)
     found = {}
-    for prefill in range(1, devices):
+    # a trial simulates what its contender needs; the requests are the same in all of them
+    needed = {
+        "predicted": [predicted.prefill],
+        "best": list(range(1, devices)),
+        "others": [n for n in range(1, devices) if n != predicted.prefill],
+    }[context.contender]
+    for prefill in needed:
         specs, membership = _specs({("s0", "prefill"): prefill, ("s0", "decode"): devices - prefill})
         report = GroupSimulation(specs, FleetRouter(membership, _label, "s0"), cost).run(requests)
         found[prefill] = _steady_rate(report)
-    others = [rate for prefill, rate in found.items() if prefill != predicted.prefill]
     context.keep("requests a second by prefill instances", {str(k): v for k, v in found.items()})
     context.keep("predicted", list(predicted))
-    chosen = {
-        "predicted": found[predicted.prefill],
-        "best": max(found.values()),
-        "others": sum(others) / len(others),
-    }
-    return {"throughput": chosen[context.contender]}
+    if context.contender == "others":
+        return {"throughput": sum(found.values()) / len(found)}
+    return {"throughput": max(found.values())}
 
 
 def _steady_rate(report: SimReport) -> float:
