@@ -5,16 +5,19 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUN := $(BIN)/python -m
 
-.PHONY: demo test test-integration lint types contract docs bench fuzz clean constraints
+.PHONY: demo test test-integration test-interop lint types contract docs bench fuzz clean constraints
 
 demo: $(VENV)/.demo ## install, then check a real system (under three minutes once installed)
 	$(BIN)/heliograph check mesh_transformer || [ $$? -eq 1 ] # 1: a claim is undecided or void, which is an answer
 
 test: $(VENV)/.test ## everything but what needs Ray, PostgreSQL or a browser
-	OMP_NUM_THREADS=1 $(RUN) pytest -m "not integration" -n 2
+	OMP_NUM_THREADS=1 $(RUN) pytest -m "not integration and not interop" -n 2
 
 test-integration: $(VENV)/.dev ## Ray, PostgreSQL, Chromium
 	OMP_NUM_THREADS=1 $(RUN) pytest -m integration
+
+test-interop: $(VENV)/.dev ## other projects' clients and servers, each in an environment of its own under .interop
+	OMP_NUM_THREADS=1 $(RUN) pytest -m interop
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -56,4 +59,4 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@
 
 clean:
-	rm -rf $(VENV) site build dist .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .interop site build dist .mypy_cache .ruff_cache .hypothesis .import_linter_cache
