@@ -165,6 +165,16 @@ def test_a_stalled_read_is_cut_off_and_repeated_within_the_turn():
     assert now < 4
 
 
+def test_a_late_answer_that_nothing_else_waits_for_is_not_cut_off():
+    async def scenario(loop):
+        tool = Tool(*[0.01] * 200, 0.9)
+        budget = TurnBudget(4000, clock=loop)
+        answers = [await budget(call(turn={"id": str(turn)}), tool) for turn in range(201)]
+        return [answer.kind for answer in answers]
+
+    assert virtual(scenario) == ["reply"] * 201
+
+
 def test_a_tool_that_changes_something_is_never_repeated():
     async def scenario(loop):
         tool = Tool(60.0, 0.1)

@@ -99,13 +99,19 @@ class Proportional:
 
 @dataclass(frozen=True)
 class Cap:
-    """The 99th percentile times ``kappa``, but never what the later calls usually need."""
+    """The 99th percentile times ``kappa``, but never what the later calls usually need.
+
+    The last attempt of the last call has all that is left, as the optimum gives it too: cut near its usual worst case,
+    one in a hundred would be lost and the time saved for nobody.
+    """
 
     kappa: float = 1.2
     floor_ms: float = 50.0
 
     def limit_ms(self, remaining_ms: float, plan: Sequence[PlannedCall]) -> float:
-        """``min(kappa * p99, remaining - sum of later medians)``."""
+        """``min(kappa * p99, remaining - sum of later medians)``; what remains, where nothing else could use it."""
+        if len(plan) == 1 and plan[0].retries == 0:
+            return remaining_ms
         reserve = sum(call.times.median_ms for call in plan[1:])
         return _within(min(self.kappa * plan[0].times.p99_ms, remaining_ms - reserve), self.floor_ms, remaining_ms)
 
