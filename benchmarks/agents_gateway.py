@@ -1,10 +1,13 @@
 # ruff: noqa: SIM117 - a server, the gateway and a client read better one under the other
 """What the gateway adds to a tool call: latency and calls a second, against a direct connection, in one run.
 
-The server, the gateway and (where ``fastmcp`` is installed) FastMCP's proxy run as processes of their own; one client
-of the official SDK calls each in turn, block by block, so that all see the same machine. Every answer is compared.
+The server, the gateway, the gateway with broker and security stages, and other projects' gateways run as processes of
+their own; one client of the official SDK calls each in turn, block by block, so that all see the same machine. Every
+answer is compared. Peers live in environments of their own, whose Python is named:
 
-    python benchmarks/agents_gateway.py --output record.json
+    python -m venv fastmcp && fastmcp/bin/pip install fastmcp
+    python3.12 -m venv contextforge && contextforge/bin/pip install mcp-contextforge-gateway
+    python benchmarks/agents_gateway.py --fastmcp fastmcp/bin/python --contextforge contextforge/bin/python
 """
 
 from __future__ import annotations
@@ -12,7 +15,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import importlib.util
 import json
 import os
 import platform
@@ -28,6 +30,9 @@ import httpx2
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 
+sys.path.insert(0, str(Path(__file__).parent))
+from agents_peers import start_contextforge, start_fastmcp, version
+
 SERVER = """
 import sys, uvicorn
 from mcp.server.lowlevel import Server
@@ -40,11 +45,6 @@ async def tools(ctx, params):
 server = Server("bench", on_call_tool=call, on_list_tools=tools)
 uvicorn.run(server.streamable_http_app(), port=int(sys.argv[1]), log_level="error")
 """
-PROXY = """
-import sys
-from fastmcp.server import create_proxy
-create_proxy(sys.argv[2]).run(transport="http", port=int(sys.argv[1]), log_level="ERROR", show_banner=False)
-"""
 GATEWAY = "from heliograph.agents.commands import gateway_app; gateway_app()"
 
 
@@ -55,33 +55,37 @@ def free_port() -> int:
 
 
 def start(arguments: list[str], port: int) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen([sys.executable, "-c", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-c", *arguments]
+    return listening(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL), port)
+
+
+def listening(process: subprocess.Popen[bytes], port: int) -> subprocess.Popen[bytes]:
     deadline = time.monotonic() + 60
     while True:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.2):
             return process
         if process.poll() is not None or time.monotonic() > deadline:
-            raise SystemExit(f"a server of the benchmark did not start: {arguments[0][:60]!r}")
+            raise SystemExit(f"a server of the benchmark did not start: {process.args[1:3]!r}")
         time.sleep(0.05)
 
 
 @contextlib.asynccontextmanager
-async def connected(url: str, mode: str):
+async def connected(url: str, headers: dict[str, str], mode: str):
     limits = httpx2.Limits(max_connections=256, max_keepalive_connections=256)
-    async with httpx2.AsyncClient(limits=limits, timeout=60, trust_env=False) as http:
+    async with httpx2.AsyncClient(limits=limits, timeout=60, trust_env=False, headers=headers) as http:
         async with Client(streamable_http_client(url, http_client=http), mode=mode) as client:
-            await client.list_tools()
-            yield client
+            (tool,) = (await client.list_tools()).tools
+            yield client, tool.name
 
 
-async def block(client: Client, callers: int, calls: int, text: str) -> tuple[list[float], float]:
+async def block(client: Client, tool: str, callers: int, calls: int, text: str) -> tuple[list[float], float]:
     """Latencies in ms of ``calls`` calls by ``callers`` at a time, and the seconds that they took."""
     latencies: list[float] = []
 
     async def caller(count: int) -> None:
         for _ in range(count):
             began = time.perf_counter()
-            result = await client.call_tool("echo", {"text": text})
+            result = await client.call_tool(tool, {"text": text})
             latencies.append((time.perf_counter() - began) * 1000)
             assert result.content[0].text == text
 
@@ -94,17 +98,19 @@ def quantile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
-async def measure(urls: dict[str, str], mode: str, callers: int, calls: int, blocks: int, text: str) -> dict[str, dict]:
+async def measure(
+    urls: dict[str, tuple[str, dict[str, str]]], mode: str, callers: int, calls: int, blocks: int, text: str
+) -> dict[str, dict]:
     medians: dict[str, list[float]] = {name: [] for name in urls}
     tails: dict[str, list[float]] = {name: [] for name in urls}
     rates: dict[str, list[float]] = {name: [] for name in urls}
     async with contextlib.AsyncExitStack() as stack:
-        clients = {name: await stack.enter_async_context(connected(url, mode)) for name, url in urls.items()}
-        for client in clients.values():
-            await block(client, callers, max(callers, calls // 4), text)
+        clients = {name: await stack.enter_async_context(connected(*at, mode)) for name, at in urls.items()}
+        for client, tool in clients.values():
+            await block(client, tool, callers, max(callers, calls // 4), text)
         for _ in range(blocks):
-            for name, client in clients.items():
-                latencies, seconds = await block(client, callers, calls, text)
+            for name, (client, tool) in clients.items():
+                latencies, seconds = await block(client, tool, callers, calls, text)
                 medians[name].append(statistics.median(latencies))
                 tails[name].append(quantile(latencies, 0.99))
                 rates[name].append(len(latencies) / seconds)
@@ -129,10 +135,13 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=7)
     parser.add_argument("--bytes", type=int, default=300, help="of a call's text")
     parser.add_argument("--audit", action="store_true", help="with the audit log on")
+    parser.add_argument("--fastmcp", metavar="PYTHON", help="of an environment with fastmcp")
+    parser.add_argument("--contextforge", metavar="PYTHON", help="of an environment with mcp-contextforge-gateway")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    ports = {"direct": free_port(), "gateway": free_port()}
+    ports = {name: free_port() for name in ("direct", "gateway", "with stages")}
     url = f"http://127.0.0.1:{ports['direct']}/mcp"
+    peers: dict[str, str] = {}
     running = []
     with tempfile.TemporaryDirectory() as folder:
         policy = {"audit": {"path": "audit.jsonl"}} if options.audit else {}
@@ -141,10 +150,19 @@ def main() -> None:
         try:
             running.append(start([SERVER, str(ports["direct"])], ports["direct"]))
             running.append(start([GATEWAY, "serve", str(config), "--port", str(ports["gateway"])], ports["gateway"]))
-            if importlib.util.find_spec("fastmcp"):
-                ports["fastmcp"] = free_port()
-                running.append(start([PROXY, str(ports["fastmcp"]), url], ports["fastmcp"]))
-            urls = {name: f"http://127.0.0.1:{port}/mcp" for name, port in ports.items()}
+            staged = [GATEWAY, "serve", str(config), "--port", str(ports["with stages"]), "--broker", "--mcpsec"]
+            running.append(start(staged, ports["with stages"]))
+            if options.fastmcp:
+                ports["fastmcp"], peers["fastmcp"] = free_port(), version(options.fastmcp, "fastmcp")
+                proxy = start_fastmcp(options.fastmcp, ports["fastmcp"], url)
+                running.append(proxy)
+                listening(proxy, ports["fastmcp"])
+            urls = {name: (f"http://127.0.0.1:{port}/mcp", {}) for name, port in ports.items()}
+            if options.contextforge:
+                peers["contextforge"] = version(options.contextforge, "mcp-contextforge-gateway")
+                forge, at, headers = start_contextforge(options.contextforge, free_port(), url, Path(folder))
+                running.append(forge)
+                urls["contextforge"] = (at, headers)
             results = []
             for mode, era in (("2026-07-28", "2026-07-28"), ("legacy", "2025-11-25")):
                 for callers in (int(n) for n in options.callers.split(",")):
@@ -153,7 +171,7 @@ def main() -> None:
                     for name, row in rows.items():
                         results.append({"era": era, "callers": callers, "through": name, **row})
                         print(
-                            f"{era} {callers:3} callers  {name:8} p50 {row['p50_ms']:7.2f} ms"
+                            f"{era} {callers:3} callers  {name:12} p50 {row['p50_ms']:7.2f} ms"
                             f"  p99 {row['p99_ms']:7.2f} ms"
                             f"  {row['calls_per_s']:7.0f} calls/s  added {row['added_p50_ms']:+6.2f} ms"
                             f"  ratio {row['p50_ratio']:.2f}",
@@ -174,7 +192,7 @@ def main() -> None:
                 "bytes": options.bytes,
                 "audit": options.audit,
             },
-            "fastmcp": "fastmcp" in ports,
+            "peers": peers,
             "results": results,
         }
         options.output.write_text(json.dumps(record, indent=1) + "\n")

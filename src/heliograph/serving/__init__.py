@@ -38,6 +38,18 @@ if TYPE_CHECKING:
     from heliograph.serving.core.run_server import serve
     from heliograph.serving.core.scheduler import Admission, Scheduler, SchedulerConfig
     from heliograph.serving.core.torch_executor import TorchExecutor
+    from heliograph.serving.kv_serve import (
+        CompressedLink,
+        CompressionController,
+        CompressionProfile,
+        CompressionSpace,
+        KVCodec,
+        KVPipeline,
+        KVQuantizer,
+        KVTransform,
+        lower_envelope,
+        profile_search,
+    )
     from heliograph.serving.pd_serve import (
         ContiguousKV,
         PDGateway,
@@ -46,6 +58,15 @@ if TYPE_CHECKING:
         RatioController,
         balance_ratio,
         recv_scatter,
+    )
+    from heliograph.serving.prfaas import (
+        CongestionMonitor,
+        GlobalPrefixIndex,
+        HybridKVPool,
+        HybridRouter,
+        LogNormalLengths,
+        PrefillProfile,
+        PrefillServiceModel,
     )
     from heliograph.serving.xllm import ColocationPolicy, SloAwareRouter, ZeroEvictAdmission
 
@@ -57,23 +78,38 @@ __all__ = [
     "Cluster",
     "ClusterBackend",
     "ColocationPolicy",
+    "CompressedLink",
+    "CompressionController",
+    "CompressionProfile",
+    "CompressionSpace",
+    "CongestionMonitor",
     "ContiguousKV",
     "CostModel",
     "Engine",
     "EngineStats",
     "Executor",
+    "GlobalPrefixIndex",
+    "HybridKVPool",
+    "HybridRouter",
     "Instance",
     "InstanceView",
+    "KVCodec",
     "KVManager",
+    "KVPipeline",
+    "KVQuantizer",
+    "KVTransform",
     "LeastOutstanding",
     "LoadBenchmark",
     "LoadPhase",
     "LoadStatus",
+    "LogNormalLengths",
     "ModelledExecutor",
     "PDGateway",
     "PDGroup",
     "Placement",
     "PrefillAdmission",
+    "PrefillProfile",
+    "PrefillServiceModel",
     "RatioController",
     "Request",
     "RoundRobin",
@@ -92,6 +128,8 @@ __all__ = [
     "ZeroEvictAdmission",
     "ablate_flag",
     "balance_ratio",
+    "lower_envelope",
+    "profile_search",
     "recv_scatter",
     "serve",
 ]
@@ -112,6 +150,21 @@ _SYSTEMS = {
     ),
     **dict.fromkeys(
         (
+            "CompressedLink",
+            "CompressionController",
+            "CompressionProfile",
+            "CompressionSpace",
+            "KVCodec",
+            "KVPipeline",
+            "KVQuantizer",
+            "KVTransform",
+            "lower_envelope",
+            "profile_search",
+        ),
+        "kv_serve",
+    ),
+    **dict.fromkeys(
+        (
             "ContiguousKV",
             "PDGateway",
             "PDGroup",
@@ -121,6 +174,18 @@ _SYSTEMS = {
             "recv_scatter",
         ),
         "pd_serve",
+    ),
+    **dict.fromkeys(
+        (
+            "CongestionMonitor",
+            "GlobalPrefixIndex",
+            "HybridKVPool",
+            "HybridRouter",
+            "LogNormalLengths",
+            "PrefillProfile",
+            "PrefillServiceModel",
+        ),
+        "prfaas",
     ),
     **dict.fromkeys(("ColocationPolicy", "SloAwareRouter", "ZeroEvictAdmission"), "xllm"),
 }

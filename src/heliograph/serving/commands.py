@@ -10,6 +10,8 @@ import typer
 
 from heliograph.errors import BadInput, MissingExtra
 from heliograph.serving.amd_instinct_commands import app as amd_instinct_app
+from heliograph.serving.kv_serve_commands import app as kv_serve_app
+from heliograph.serving.prfaas_commands import app as prfaas_app
 
 __all__ = ["app", "serve"]
 
@@ -20,6 +22,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(amd_instinct_app, name="amd_instinct")
+app.add_typer(kv_serve_app, name="kv_serve")
+app.add_typer(prfaas_app, name="prfaas")
 
 
 def serve(
