@@ -1,0 +1,1 @@
+"""Measurements of the Prefill-as-a-Service check."""
