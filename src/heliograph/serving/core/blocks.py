@@ -82,6 +82,10 @@ class BlockPool:
         """Full blocks that can be found by name."""
         return len(self._kept)
 
+    def has_name(self, block: int) -> bool:
+        """Whether a block can be found by its contents."""
+        return block in self._name
+
     def take(self, count: int) -> list[int] | None:
         """So many blocks, the longest unused first; None, and nothing taken, where there are not enough."""
         if count > len(self._free):

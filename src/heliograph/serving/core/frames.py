@@ -67,7 +67,7 @@ def unpack(text: bytes) -> dict[str, Any]:
     """
     try:
         header = msgspec.msgpack.decode(text)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise FrameError(f"no readable header: {error}") from None
     if not isinstance(header, dict):
         raise FrameError(f"a header is an object; got {type(header).__name__}")
