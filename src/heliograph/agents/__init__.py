@@ -31,21 +31,38 @@ if TYPE_CHECKING:
         ToolLatencyModel,
         TurnBudget,
     )
+    from heliograph.agents.mcp_sec import (
+        AttackBench,
+        AttestedServer,
+        CapabilityCertificate,
+        ChatAgent,
+        ClientAuth,
+        LikelihoodAgent,
+        SecurityEnforcer,
+        TrustStore,
+        WorstCaseAgent,
+    )
 
 __all__ = [
     "LM",
     "AccessControl",
+    "AttackBench",
+    "AttestedServer",
     "AuditInterceptor",
     "AuditLog",
     "AuditStage",
     "Bus",
     "CallRate",
+    "CapabilityCertificate",
     "Chain",
+    "ChatAgent",
+    "ClientAuth",
     "Envelope",
     "ErrorRecovery",
     "Gateway",
     "Identity",
     "Interceptor",
+    "LikelihoodAgent",
     "LocalGGUF",
     "MemoryBus",
     "Meta",
@@ -58,6 +75,7 @@ __all__ = [
     "Rejected",
     "ResponseSanitizer",
     "Scripted",
+    "SecurityEnforcer",
     "StaticEmbedding",
     "StdioUpstream",
     "StructuredErrors",
@@ -66,8 +84,10 @@ __all__ = [
     "TokenIdentity",
     "TokenVerifier",
     "ToolLatencyModel",
+    "TrustStore",
     "TurnBudget",
     "UpstreamSpec",
+    "WorstCaseAgent",
 ]
 
 _HOME = {
@@ -83,21 +103,37 @@ _HOME = {
     **dict.fromkeys(("TcpBus", "TcpBusServer"), "tcp_bus"),
     "UpstreamSpec": "upstream",
 }
-_SYSTEMS = dict.fromkeys(
-    (
-        "AccessControl",
-        "AuditStage",
-        "ErrorRecovery",
-        "RateLimit",
-        "ResponseSanitizer",
-        "StdioUpstream",
-        "StructuredErrors",
-        "TokenIdentity",
-        "ToolLatencyModel",
-        "TurnBudget",
+_SYSTEMS = {
+    **dict.fromkeys(
+        (
+            "AccessControl",
+            "AuditStage",
+            "ErrorRecovery",
+            "RateLimit",
+            "ResponseSanitizer",
+            "StdioUpstream",
+            "StructuredErrors",
+            "TokenIdentity",
+            "ToolLatencyModel",
+            "TurnBudget",
+        ),
+        "mcp_broker",
     ),
-    "mcp_broker",
-)
+    **dict.fromkeys(
+        (
+            "AttackBench",
+            "AttestedServer",
+            "CapabilityCertificate",
+            "ChatAgent",
+            "ClientAuth",
+            "LikelihoodAgent",
+            "SecurityEnforcer",
+            "TrustStore",
+            "WorstCaseAgent",
+        ),
+        "mcp_sec",
+    ),
+}
 _EXTRA = {"cryptography", "httpx2", "jwt", "mcp", "mcp_types", "nats", "prometheus_client", "rfc8785", "uvicorn"}
 
 

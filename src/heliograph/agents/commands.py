@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from heliograph.agents.mcp_broker_commands import mcp_broker_app
+from heliograph.agents.mcp_sec_commands import mcp_sec_app
 from heliograph.errors import BadInput, MissingExtra
 
 __all__ = ["agents_app", "gateway_app"]
@@ -21,6 +22,7 @@ agents_app = typer.Typer(
     rich_markup_mode=None,
 )
 agents_app.add_typer(mcp_broker_app, name="mcp_broker")
+agents_app.add_typer(mcp_sec_app, name="mcp_sec")
 
 
 class _ConfigFirst(typer.core.TyperGroup):
@@ -102,6 +104,8 @@ def check(config: ConfigPath) -> None:
     read.verifier()
     for stage in read.policy.stages:
         build_stage(stage.name, stage.options)
+    if read.policy.mcpsec is not None:
+        build_stage("mcpsec", {"folder": str(read.path.parent), **read.policy.mcpsec})
     _say(f"{config} is fine: {', '.join(read.specs)}")
 
 

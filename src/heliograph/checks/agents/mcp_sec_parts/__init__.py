@@ -1,0 +1,1 @@
+"""Measurements of the check of mcp_sec."""
