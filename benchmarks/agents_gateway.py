@@ -45,6 +45,22 @@ async def tools(ctx, params):
 server = Server("bench", on_call_tool=call, on_list_tools=tools)
 uvicorn.run(server.streamable_http_app(), port=int(sys.argv[1]), log_level="error")
 """
+TOKEN = "a-token-of-the-benchmark-alone"
+STAGES = {
+    "auth": {"tokens": [{"token": TOKEN, "subject": "ann", "tenant": "acme", "roles": ["agent"]}]},
+    "mcpsec": {"mode": "permissive"},
+    "stages": [
+        {
+            "name": "broker",
+            "options": {
+                "access": [{"effect": "allow", "tool": "*", "role": "agent"}],
+                "rate": {"per_tool": "1000000/s"},
+                "effects": {"*": "read"},
+                "budget": {"total_ms": 3_600_000},  # all calls of a session without turns are one turn
+            },
+        }
+    ],
+}
 GATEWAY = "from heliograph.agents.commands import gateway_app; gateway_app()"
 
 
@@ -87,7 +103,7 @@ async def block(client: Client, tool: str, callers: int, calls: int, text: str) 
             began = time.perf_counter()
             result = await client.call_tool(tool, {"text": text})
             latencies.append((time.perf_counter() - began) * 1000)
-            assert result.content[0].text == text
+            assert result.content[0].text == text, result
 
     began = time.perf_counter()
     await asyncio.gather(*(caller(calls // callers) for _ in range(callers)))
@@ -150,14 +166,18 @@ def main() -> None:
         try:
             running.append(start([SERVER, str(ports["direct"])], ports["direct"]))
             running.append(start([GATEWAY, "serve", str(config), "--port", str(ports["gateway"])], ports["gateway"]))
-            staged = [GATEWAY, "serve", str(config), "--port", str(ports["with stages"]), "--broker", "--mcpsec"]
-            running.append(start(staged, ports["with stages"]))
+            staged = Path(folder) / "staged.json"
+            staged.write_text(json.dumps({"mcpServers": {"bench": {"url": url}}, "heliograph": {**policy, **STAGES}}))
+            running.append(
+                start([GATEWAY, "serve", str(staged), "--port", str(ports["with stages"])], ports["with stages"])
+            )
             if options.fastmcp:
                 ports["fastmcp"], peers["fastmcp"] = free_port(), version(options.fastmcp, "fastmcp")
                 proxy = start_fastmcp(options.fastmcp, ports["fastmcp"], url)
                 running.append(proxy)
                 listening(proxy, ports["fastmcp"])
             urls = {name: (f"http://127.0.0.1:{port}/mcp", {}) for name, port in ports.items()}
+            urls["with stages"] = (urls["with stages"][0], {"authorization": f"Bearer {TOKEN}"})
             if options.contextforge:
                 peers["contextforge"] = version(options.contextforge, "mcp-contextforge-gateway")
                 forge, at, headers = start_contextforge(options.contextforge, free_port(), url, Path(folder))

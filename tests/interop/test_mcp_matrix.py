@@ -79,10 +79,11 @@ def server_of(name: str, folder: Path) -> tuple[list[str], list[list[Any]]]:
 
 
 @contextlib.contextmanager
-def gateway(command: list[str], folder: Path, *options: str) -> Iterator[str]:
+def gateway(command: list[str], folder: Path, policy: dict[str, Any]) -> Iterator[str]:
     config = folder / "gateway.json"
-    config.write_text(json.dumps({"mcpServers": {"up": {"command": command[0], "args": command[1:]}}}))
-    start = [sys.executable, "-m", "heliograph.cli", "gateway", str(config), "--port", "0", *options]
+    servers = {"up": {"command": command[0], "args": command[1:]}}
+    config.write_text(json.dumps({"mcpServers": servers, "heliograph": policy}))
+    start = [sys.executable, "-m", "heliograph.cli", "gateway", str(config), "--port", "0"]
     process = subprocess.Popen(start, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     try:
         assert process.stderr is not None
@@ -118,8 +119,10 @@ def comparable(found: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("server", ["notes", "everything", "filesystem", "memory"])
 @pytest.mark.parametrize("client", ["mcp 2", "mcp 2, legacy", "mcp 1", "fastmcp", "typescript"])
-@pytest.mark.parametrize("stages", ["", "--mcpsec"])
-def test_a_client_sees_the_same_through_the_gateway(client: str, server: str, stages: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("policy", [{}, {"mcpsec": {"mode": "permissive"}}], ids=["plain", "mcpsec"])
+def test_a_client_sees_the_same_through_the_gateway(
+    client: str, server: str, policy: dict[str, Any], tmp_path: Path
+) -> None:
     ask = client_of(client, tmp_path)
     (tmp_path / "files").mkdir()
     command, calls = server_of(server, tmp_path / "files")
@@ -127,7 +130,7 @@ def test_a_client_sees_the_same_through_the_gateway(client: str, server: str, st
     wrapped = ["env", f"MEMORY_FILE_PATH={memory}", *command]
     direct = comparable(ask({"command": wrapped, "calls": calls}))
     memory.unlink(missing_ok=True)
-    with gateway(wrapped, tmp_path, *stages.split()) as url:
+    with gateway(wrapped, tmp_path, policy) as url:
         through = comparable(ask({"url": url, "calls": calls}))
     assert direct["tools"]
     assert not direct["calls"][0]["isError"]
