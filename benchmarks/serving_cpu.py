@@ -3,6 +3,9 @@
 All arms take the same prompts (cold caches: every repeat has prompts of its own) and give the same number of tokens.
 "equal" answers all have one length, which suits a static batch; "mixed" answers have lengths from 8 to 64, so that a
 static batch computes rows that nobody waits for. llama.cpp reads the file's own quantised weights, the others float32.
+"ours, again" is the first arm a second time: what it differs by is noise. "ours, warm prefix" finds all prompts in its
+prefix cache, with the hit rate beside it. llama.cpp is asked over HTTP; what the client itself takes for as many tokens
+is printed too.
 
 python benchmarks/serving_cpu.py --output record.json       (llama.cpp: pip install xllamacpp)
 """
@@ -10,7 +13,9 @@ python benchmarks/serving_cpu.py --output record.json       (llama.cpp: pip inst
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
+import logging
 import os
 import platform
 import statistics
@@ -48,10 +53,20 @@ Arm = Callable[[Work], tuple[float, float]]
 """Seconds of all, and seconds until every request had its first token."""
 
 
-def ours(model: LanguageModel, *, overlap: bool) -> Arm:
+def ours(model: LanguageModel, *, overlap: bool = False, warm: bool = False) -> Arm:
     engine = Engine(model, max_sequences=64, max_tokens_per_step=1024, overlap=overlap)
 
     def run(work: Work) -> tuple[float, float]:
+        if warm:
+            engine.generate(work.prompts, SamplingParams(max_tokens=1, temperature=0, ignore_end=True))
+        before = engine.stats()
+        found = timed(work)
+        after = engine.stats()
+        asked = after.queried_tokens - before.queried_tokens
+        run.hit_rate = (after.hit_tokens - before.hit_tokens) / asked  # type: ignore[attr-defined]
+        return found
+
+    def timed(work: Work) -> tuple[float, float]:
         begin, first = time.perf_counter(), 0.0
         requests = [
             engine.add(engine.request(prompt, SamplingParams(max_tokens=n, temperature=0, ignore_end=True)))
@@ -66,9 +81,37 @@ def ours(model: LanguageModel, *, overlap: bool) -> Arm:
     return run
 
 
-def transformers_generate(model: LanguageModel) -> Arm:
-    peer = as_transformers(model)
+def transformers_continuous(peer: Any, most: int) -> Arm:
+    """Its continuous batching, with the manager kept between calls."""
+    from transformers import ContinuousBatchingConfig, GenerationConfig
 
+    logging.getLogger("ContinuousBatchingLogger").setLevel(logging.ERROR)
+    config = ContinuousBatchingConfig(num_blocks=most * 8, max_batch_tokens=1024)
+
+    def run(work: Work) -> tuple[float, float]:
+        def generate(count: int) -> float:
+            wanted = GenerationConfig(
+                max_new_tokens=count, min_new_tokens=count, do_sample=False, eos_token_id=-1, pad_token_id=0
+            )
+            begin = time.perf_counter()
+            # one length for all, the longest: a request of this interface has no limit of its own
+            found = peer.generate_batch(
+                [list(prompt) for prompt in work.prompts],
+                generation_config=wanted,
+                continuous_batching_config=config,
+                persistent_manager=True,
+                warmup=False,
+            )
+            assert all(len(each.generated_tokens) == count for each in found.values())
+            return time.perf_counter() - begin
+
+        first = generate(1)
+        return generate(max(work.lengths)), first
+
+    return run
+
+
+def transformers_generate(peer: Any) -> Arm:
     def run(work: Work) -> tuple[float, float]:
         tokens = torch.tensor(work.prompts)
 
@@ -172,8 +215,17 @@ def as_transformers(model: LanguageModel) -> Any:
     return peer
 
 
+def client_overhead(tokens: int) -> float:
+    """Seconds that reading as many tokens from a stream takes when nothing computes them."""
+    line = 'data: {"content": " a", "tokens_predicted": 1, "stop": false}'
+    begin = time.perf_counter()
+    for _ in range(tokens):
+        json.loads(line[6:])
+    return time.perf_counter() - begin
+
+
 def make_work(model: LanguageModel, batch: int, kind: str, repeat: int) -> Work:
-    noise = torch.Generator().manual_seed(1000 * repeat + batch)
+    noise = torch.Generator().manual_seed(1000 * repeat + 2 * batch + (kind == "mixed"))
     text = model.tokenizer.encode(Path(statistics.__file__).read_text(encoding="utf-8"))
     starts = torch.randint(len(text) - PROMPT_TOKENS, (batch,), generator=noise).tolist()
     prompts = tuple(tuple(text[start : start + PROMPT_TOKENS]) for start in starts)
@@ -190,14 +242,20 @@ def main() -> None:
     options = parser.parse_args()
     model = load_model("smollm2-135m")
     batches = [int(n) for n in options.batches.split(",")]
+    peer = as_transformers(model)
     arms: dict[str, Arm] = {
-        "ours": ours(model, overlap=False),
+        "ours": ours(model),
+        "ours, again": ours(model),
         "ours, overlapped": ours(model, overlap=True),
-        "transformers": transformers_generate(model),
+        "ours, warm prefix": ours(model, warm=True),
+        "transformers": transformers_generate(peer),
+        "transformers, continuous": transformers_continuous(peer, max(batches)),
     }
+    peers = ["xllamacpp"]
     try:
         arms["llama.cpp"] = llama_cpp(max(batches))
     except ImportError:
+        peers = []
         print("llama.cpp is left out: pip install xllamacpp")
     rows = []
     for batch in batches:
@@ -205,7 +263,7 @@ def main() -> None:
             found: dict[str, list[tuple[float, float]]] = {name: [] for name in arms}
             for repeat in range(options.repeats):
                 work = make_work(model, batch, kind, repeat)
-                for name, arm in arms.items():
+                for name, arm in list(arms.items()) if repeat % 2 == 0 else list(arms.items())[::-1]:
                     seconds, first = arm(work)
                     found[name].append((work.tokens / seconds, first))
             base = statistics.median(rate for rate, _ in found["transformers"])
@@ -215,10 +273,12 @@ def main() -> None:
                     own[0] / other[0] for own, other in zip(values, found["transformers"], strict=True)
                 )
                 row = {"batch": batch, "answers": kind, "arm": name, "tokens_per_s": rate, "first_token_s": first}
-                rows.append(row | {"over_transformers": paired})
+                hits = getattr(arms[name], "hit_rate", None)
+                rows.append(row | {"over_transformers": paired, "prefix_hit_rate": hits})
                 print(
-                    f"batch {batch:3d} {kind:5s} {name:17s} {rate:8.1f} tokens/s, first tokens after {first:6.2f} s, "
-                    f"{paired:5.2f}x transformers"
+                    f"batch {batch:3d} {kind:5s} {name:24s} {rate:8.1f} tokens/s, first tokens after {first:6.2f} s, "
+                    f"{paired:5.2f}x transformers" + ("" if hits is None else f", {hits:.0%} of prompts cached"),
+                    flush=True,
                 )
             assert base > 0
     if options.output:
@@ -227,7 +287,9 @@ def main() -> None:
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "model": "SmolLM2-135M-Instruct",
-            "prefix_cache": "cold: prompts of a repeat are new to every arm",
+            "prefix_cache": "cold: prompts of a repeat are new to every arm; the arm 'warm prefix' has seen them",
+            "client_s_per_1000_tokens": client_overhead(1000),
+            "versions": {name: importlib.metadata.version(name) for name in ("transformers", *peers)},
             "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "repeats": options.repeats,
             "rows": rows,
