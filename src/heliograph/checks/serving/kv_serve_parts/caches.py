@@ -163,13 +163,18 @@ class Calibration:
 
     def _changed(self) -> None:
         self._new += 1
-        if self._new % 32 == 0:
+        if self._new % 16 == 0:
             self.save()
 
     def save(self) -> None:
-        """Keeps what has been measured."""
-        if self._new:
-            write_tables(self._path, {"table": self._table, "heads": self.heads.numpy()})
+        """Keeps what has been measured, and takes over what another process has measured since."""
+        if not self._new:
+            return
+        other = read_tables(self._path)
+        if other is not None:
+            missing = np.isnan(self._table)
+            self._table[missing] = other["table"][missing]
+        write_tables(self._path, {"table": self._table, "heads": self.heads.numpy()})
 
     def search(self, settings: SearchSettings, seed: int) -> SearchResult:
         """The engine's search among the candidates."""
