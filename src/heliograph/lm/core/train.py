@@ -166,7 +166,7 @@ def text_loss(model: LanguageModel, tokens: Tensor, *, length: int = 128, batch:
     device = next(model.decoder.parameters()).device
     windows = _side_by_side(tokens, length)
     total, count = 0.0, 0
-    for part in windows.split(batch)[:most]:
+    for part in torch.split(windows, batch)[:most]:
         total += float(next_token_loss(model.decoder, part.to(device))) * len(part)
         count += len(part)
     return total / count

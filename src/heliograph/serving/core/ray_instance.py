@@ -58,9 +58,10 @@ class RayInstance(Instance):
             ready, said = await asyncio.wait_for(asyncio.wrap_future(answer), timeout_s + 30)
         except TimeoutError:
             self._kill()
+            there = ray.cluster_resources()  # type: ignore[no-untyped-call]
             raise BadInput(
                 f"instance {self.view.name} did not start: Ray gave its actor no place within {timeout_s + 30:g} s "
-                f"(it asks for {self.resources}; the cluster has {ray.cluster_resources()})"
+                f"(it asks for {self.resources}; the cluster has {there})"
             ) from None
         except ray.exceptions.RayError as error:
             self._kill()
