@@ -46,8 +46,9 @@ def audit(
     import msgspec
 
     try:
-        from heliograph.agents.mcp_sec.policy import SecurityPolicy, security_stages
+        from heliograph.agents.mcp_sec.policy import SecurityPolicy
         from heliograph.agents.mcp_sec.recorded import read_traffic, replay_traffic
+        from heliograph.agents.mcp_sec.stage import security_stages
         from heliograph.agents.mcp_sec.survey import read_entries, survey
     except ModuleNotFoundError as error:
         raise _missing(error) from error

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from heliograph.agents.mcp_sec.flow import FlowTracker
     from heliograph.agents.mcp_sec.grants import Grant, GrantBook
     from heliograph.agents.mcp_sec.nonces import SharedNonces
-    from heliograph.agents.mcp_sec.policy import SecurityPolicy, security_stages
+    from heliograph.agents.mcp_sec.policy import SecurityPolicy
+    from heliograph.agents.mcp_sec.stage import security_stages
     from heliograph.agents.mcp_sec.suite import Scenario, scenarios
     from heliograph.agents.mcp_sec.trust import TrustStore
 
@@ -62,14 +63,16 @@ _HOME = {
     "FlowTracker": "flow",
     **dict.fromkeys(("Grant", "GrantBook"), "grants"),
     "SharedNonces": "nonces",
-    **dict.fromkeys(("SecurityPolicy", "security_stages"), "policy"),
+    "SecurityPolicy": "policy",
+    "security_stages": "stage",
     **dict.fromkeys(("Scenario", "scenarios"), "suite"),
     "TrustStore": "trust",
 }
 
 
 def _stage(options: Mapping[str, Any]) -> Sequence[Interceptor]:
-    from heliograph.agents.mcp_sec.policy import SecurityPolicy, security_stages
+    from heliograph.agents.mcp_sec.policy import SecurityPolicy
+    from heliograph.agents.mcp_sec.stage import security_stages
 
     return security_stages(SecurityPolicy.from_mapping(options))
 

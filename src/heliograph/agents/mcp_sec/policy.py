@@ -8,15 +8,10 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from heliograph.agents.core.audit import AuditLog
-from heliograph.agents.core.identity import Identity
-from heliograph.agents.core.interceptor import Interceptor
 from heliograph.agents.mcp_sec.certificates import SideEffect
-from heliograph.agents.mcp_sec.grants import GrantBook
-from heliograph.agents.mcp_sec.trust import TrustStore
 from heliograph.errors import BadInput
 
-__all__ = ["FlowPolicy", "GrantRule", "SecurityPolicy", "policy_schema", "security_stages"]
+__all__ = ["FlowPolicy", "GrantRule", "SecurityPolicy", "policy_schema"]
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
@@ -135,22 +130,3 @@ class SecurityPolicy(_Strict, frozen=True):
 def policy_schema() -> dict[str, Any]:
     """The JSON Schema (2020-12) of the options: a reference, and the definitions under ``$defs``."""
     return msgspec.json.schema(SecurityPolicy)
-
-
-def security_stages(policy: SecurityPolicy | None = None, *, log: AuditLog | None = None) -> tuple[Interceptor, ...]:
-    """The enforcer, in a tuple as stages are.
-
-    Args:
-        policy: what to enforce.
-        log: audit log for refusals; a gateway with ``heliograph.audit`` gives its own.
-
-    Raises:
-        BadInput: a file that cannot be used.
-    """
-    from heliograph.agents.mcp_sec.enforcer import SecurityEnforcer
-
-    wanted = policy or SecurityPolicy()
-    issuers, pins, key = wanted.path("issuers"), wanted.path("pins"), wanted.path("key")
-    trust = TrustStore(pins=pins) if issuers is None else TrustStore.load(issuers, pins=pins)
-    identity = Identity.generate() if key is None else Identity.load(key)
-    return (SecurityEnforcer(trust, policy=wanted, grants=GrantBook(identity, wanted.path("grants")), log=log),)
