@@ -246,6 +246,18 @@ def test_an_unnamed_turn_ends_after_a_rest():
     assert virtual(scenario) == pytest.approx([1000, 1000])
 
 
+def test_a_caller_that_names_no_turns_is_never_refused_for_a_spent_one():
+    async def scenario(loop):
+        budget = TurnBudget(1000, clock=loop)
+        answers = [await budget(call(), Tool(0.3)) for _ in range(20)]
+        return [answer.kind for answer in answers], budget.counts.refused, loop.time()
+
+    kinds, refused, now = virtual(scenario)
+    assert kinds == ["reply"] * 20
+    assert refused == 0
+    assert now == pytest.approx(6)
+
+
 def test_what_the_caller_says_of_its_turn_does_not_reach_the_server():
     async def scenario(loop):
         tool = Tool(0.1)

@@ -2,7 +2,8 @@
 
 A caller names its turn in ``_meta["dev.heliograph/turn"]``: ``{"id": "t7", "budget_ms": 4000, "next": ["crm.find",
 "mail.send"]}`` or ``"remaining_calls": 2`` instead of ``next``. Without it the calls of one caller and session make a
-turn until nothing came for ``idle_s``. A caller can make the budget smaller than the gateway's, not larger.
+turn until the next call would not fit or nothing came for ``idle_s``. A caller can make the budget smaller than the gateway's, not
+larger.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class TurnBudget:
         catalog: says which tools may be repeated; without it none is.
         retries: of a call that ran into its limit, if its tool may be repeated.
         floor_ms: less time than this is no use: the call is refused.
-        idle_s: ends a turn that has no name.
+        idle_s: ends a turn that has no name; so does the end of its time.
         kappa: of the policy "cap".
         clock: to read; limits run on the event loop's time.
         capacity: turns kept.
@@ -143,8 +144,8 @@ class TurnBudget:
         tool, arguments = call
         asked = _asked(env)
         agent = (env.tenant, caller_of(env).subject)
-        turn = self._turn(agent, env.conv, asked)
         size = size_class(len(json.dumps(arguments, default=str)))
+        turn = self._turn(agent, env.conv, asked, max(self._floor_ms, self.model.times(tool, size).p99_ms))
         retries, attempt, limit_ms = self._repeats(tool), 0, 0.0
         turn.calls += 1
         later = tuple(str(name) for name in asked.get("next", ()) if isinstance(name, str))
@@ -208,14 +209,17 @@ class TurnBudget:
             {"jsonrpc": "2.0", "id": env.payload.get("id"), "error": error}, kind="error", sender=self.name
         )
 
-    def _turn(self, agent: tuple[str, str], conv: str, asked: Mapping[str, Any]) -> _Turn:
+    def _turn(self, agent: tuple[str, str], conv: str, asked: Mapping[str, Any], needed_ms: float) -> _Turn:
         now = self._clock.now()
         named = isinstance(asked.get("id"), str) and asked["id"]
         key = (*agent, "turn", asked["id"]) if named else (*agent, "session", conv)
         turn = self._turns.pop(key, None)
-        if turn is not None and not named and now - turn.last > self._idle_s:
-            self._ended(agent, turn)
-            turn = None
+        if turn is not None and not named:
+            # who names no turns cannot know when one ends: one too short for the call is followed by the next
+            spent = (turn.deadline - now) * 1000 < needed_ms
+            if spent or now - turn.last > self._idle_s:
+                self._ended(agent, turn)
+                turn = None
         if turn is None:
             budget = asked.get("budget_ms")
             wanted = isinstance(budget, int | float) and not isinstance(budget, bool) and budget > 0
