@@ -2,8 +2,8 @@
 
 A caller names its turn in ``_meta["dev.heliograph/turn"]``: ``{"id": "t7", "budget_ms": 4000, "next": ["crm.find",
 "mail.send"]}`` or ``"remaining_calls": 2`` instead of ``next``. Without it the calls of one caller and session make a
-turn until the next call would not fit or nothing came for ``idle_s``. A caller can make the budget smaller than the gateway's, not
-larger.
+turn until the next call would not fit or nothing came for ``idle_s``. A caller can make the budget smaller than the
+gateway's, not larger.
 """
 
 from __future__ import annotations
