@@ -9,8 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
+from heliograph.agents.error_cascade_commands import error_cascade_app
+from heliograph.agents.gwa_commands import gwa_app
 from heliograph.agents.mcp_broker_commands import mcp_broker_app
 from heliograph.agents.mcp_sec_commands import mcp_sec_app
+from heliograph.agents.mod_x_commands import mod_x_app
 from heliograph.errors import BadInput, MissingExtra
 
 __all__ = ["agents_app", "gateway_app"]
@@ -21,8 +24,11 @@ agents_app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
+agents_app.add_typer(error_cascade_app, name="error_cascade")
+agents_app.add_typer(gwa_app, name="gwa")
 agents_app.add_typer(mcp_broker_app, name="mcp_broker")
 agents_app.add_typer(mcp_sec_app, name="mcp_sec")
+agents_app.add_typer(mod_x_app, name="mod_x")
 
 
 class _ConfigFirst(typer.core.TyperGroup):

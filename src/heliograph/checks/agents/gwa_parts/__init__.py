@@ -1,0 +1,1 @@
+"""What the check of gwa measures, one module an experiment."""
