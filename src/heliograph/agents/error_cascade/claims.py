@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
 from heliograph.agents.core.canonical import canonical_bytes
@@ -23,6 +24,7 @@ __all__ = [
     "Atom",
     "Claim",
     "ClaimSource",
+    "EveryClaim",
     "LMClaims",
     "RegexClaims",
     "Split",
@@ -38,6 +40,7 @@ FREE_TEXT = "states"
 
 MAX_CLAIMS = 256
 MAX_TEXT = 200_000
+MAX_FIELD = 4096
 
 
 class TooManyClaims(BadInput):
@@ -83,7 +86,7 @@ class Claim:
         form = [*self.key, self.operator, value, unit, self.stance]
         object.__setattr__(self, "id", hashlib.blake2b(canonical_bytes(form), digest_size=16).hexdigest())
 
-    @property
+    @cached_property
     def key(self) -> tuple[str, str, str]:
         """Scope, subject and predicate in normal form: claims with one key are about one thing."""
         return self.scope, norm(self.subject), norm(self.predicate)
@@ -94,7 +97,9 @@ class Claim:
             return self.text
         if self.predicate == FREE_TEXT:
             return self.subject
-        whole = f"the {self.predicate} of {self.subject} {self.operator} {self.object}{' ' * bool(self.unit)}{self.unit}"
+        whole = (
+            f"the {self.predicate} of {self.subject} {self.operator} {self.object}{' ' * bool(self.unit)}{self.unit}"
+        )
         return whole if self.stance == "asserted" else f"not: {whole}"
 
 
@@ -252,11 +257,37 @@ class RegexClaims:
         whole = payload
         for path, spans in edits.items():
             text = _at(payload, path)
-            for (start, end), tag in sorted(spans.items(), reverse=True):
-                rest = text[end:].lstrip(" ") if tag is None else text[end:]
-                text = text[:start] + ("" if tag is None else f"[{tag}] {text[start:end]}") + rest
+            for (start, end), mark in sorted(spans.items(), key=lambda item: item[0], reverse=True):
+                rest = text[end:].lstrip(" ") if mark is None else text[end:]
+                text = text[:start] + ("" if mark is None else f"[{mark}] {text[start:end]}") + rest
             whole = _put(whole, path, text)
         return whole
+
+
+class EveryClaim:
+    """Claims as data and in text, of one message.
+
+    Args:
+        text: takes texts apart; patterns by default.
+        max_claims: of either kind.
+    """
+
+    def __init__(self, text: RegexClaims | None = None, max_claims: int = MAX_CLAIMS) -> None:
+        self._data, self._text = StructuredClaims(max_claims), text or RegexClaims(max_claims)
+
+    def split(self, payload: Any, scope: str = "") -> Split:
+        """Both kinds; the data first."""
+        data, text = self._data.split(payload, scope), self._text.split(payload, scope)
+        return Split(data.atoms + text.atoms, data.unscreened + text.unscreened)
+
+    def join(self, payload: Any, dropped: Sequence[Atom], marked: Mapping[Atom, str]) -> Any:
+        """Each kind at its place."""
+        for source, textual in ((self._data, False), (self._text, True)):
+            gone = [atom for atom in dropped if (atom.span is not None) is textual]
+            tags = {atom: tag for atom, tag in marked.items() if (atom.span is not None) is textual}
+            if gone or tags:
+                payload = source.join(payload, gone, tags)
+        return payload
 
 
 class LMClaims(RegexClaims):
@@ -303,7 +334,9 @@ _QUOTED = re.compile(
 )
 _DENIED = (
     re.compile(r"^it is (?:false|wrong|untrue|not true|not the case) that (.+)$", re.I),
-    re.compile(r"^(?:the|a) (?:claim|statement|rumou?r) that (.+?) is (?:false|wrong|untrue|not true|incorrect)$", re.I),
+    re.compile(
+        r"^(?:the|a) (?:claim|statement|rumou?r) that (.+?) is (?:false|wrong|untrue|not true|incorrect)$", re.I
+    ),
 )
 _VERB = r"\s+(?:is|are|was|were|equals?|remains?)\s+"
 _OF = re.compile(r"^(?:the |a |an )?([^,;]{1,60}?) (?:of|for) ([^,;]{1,80}?)(?:" + _VERB + r"|\s*[=:]\s*)(.+)$", re.I)
@@ -387,6 +420,8 @@ def _claim_of(item: Any, scope: str) -> Claim | None:
     texts = {name: item.get(name, "") for name in ("subject", "predicate", "unit", "text")}
     if not all(isinstance(text, str) for text in texts.values()) or not texts["subject"] or not texts["predicate"]:
         return None
+    if max(len(text) for text in (*texts.values(), str(item["object"])[: MAX_FIELD + 1])) > MAX_FIELD:
+        raise TooManyClaims(f"a claim with a text of more than {MAX_FIELD} characters; split it")
     operator, stance = item.get("operator", "="), item.get("stance", "asserted")
     kind, sources = item.get("kind", "factuality"), item.get("sources", ())
     if operator not in ("=", ">=", "<=", ">", "<") or stance not in ("asserted", "denied", "quoted"):

@@ -75,17 +75,17 @@ class ExactJudge:
 
     def _relation(self, known: Claim, new: Claim) -> Relation:
         """Both read as asserted."""
-        numbers = [_number(claim) for claim in (known, new)]
+        first, second = _number(known), _number(new)
         if "=" == known.operator == new.operator:
             if same_value(known.object, known.unit, new.object, new.unit, self.tolerance):
                 return "entails"
             comparable = known.predicate != FREE_TEXT and known.key[2] not in self.multivalued
-            if comparable and numbers[0] is not None and numbers[1] is not None and numbers[0][1] != numbers[1][1]:
+            if comparable and first is not None and second is not None and first[1] != second[1]:
                 return "neutral"  # 5 kg and 5 s measure different things; nobody can say which is meant
             return "contradicts" if comparable else "neutral"
-        if numbers[0] is None or numbers[1] is None or numbers[0][1] != numbers[1][1]:
+        if first is None or second is None or first[1] != second[1]:
             return "neutral"
-        (a, _), (b, _) = numbers
+        a, b = first[0], second[0]
         if known.operator == "=":
             near = abs(a - b) <= self.tolerance * max(abs(a), abs(b)) and new.operator in (">=", "<=")
             return "entails" if near or _HOLDS[new.operator](a, b) else "contradicts"
@@ -121,7 +121,9 @@ class LMJudge:
             and lowers the false-green rate.
     """
 
-    PROMPT = "Fact: {known}\nStatement: {new}\nDoes the statement follow from the fact, contradict it, or neither?\nAnswer:"
+    PROMPT = (
+        "Fact: {known}\nStatement: {new}\nDoes the statement follow from the fact, contradict it, or neither?\nAnswer:"
+    )
     ANSWERS = (" It follows.", " It contradicts.", " Neither.")
 
     def __init__(self, lm: LM, *, bias: tuple[float, float, float] = (0.0, 0.0, 0.0), margin: float = 0.0) -> None:

@@ -1,8 +1,8 @@
 """Who said what, from whom they had it, and what becomes of it when it turns out to be false.
 
-Nodes are claims, edges say how a claim came about. A claim is *live* while it may be passed on; rejecting one makes every
-claim that was derived from it, directly or through others, not live either. What an operator or a verifier confirmed
-stands on its own and survives.
+Nodes are claims, edges say how a claim came about. A claim is *live* while it may be passed on; rejecting one makes
+every claim that was derived from it, directly or through others, not live either. What an operator or a verifier
+confirmed stands on its own and survives.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ Status = Literal["confirmed", "unverified", "rejected"]
 EdgeKind = Literal["supports", "contradicts", "derived-from", "restates"]
 DOWNSTREAM = ("derived-from", "restates")
 SUSPECT = "suspect"
+MAX_MESSAGES = 1000
+"""Messages remembered of one claim; older ones cannot be recalled any more."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,9 @@ class LineageGraph:
         self._out: dict[str, dict[Edge, None]] = {}
         self._in: dict[str, dict[Edge, None]] = {}
         self._by_key: dict[tuple[str, str, str], dict[str, None]] = {}
+        self._scopes: dict[tuple[str, str], dict[str, None]] = {}
         self._messages: dict[str, dict[str, None]] = {}
+        self._sent: dict[str, dict[str, None]] = {}
         self._loose: OrderedDict[str, None] = OrderedDict()
         self.forgotten = 0
 
@@ -158,6 +162,13 @@ class LineageGraph:
             for id_ in self._by_key.get((where, subject, predicate), ()):
                 yield self.nodes[id_]
 
+    def about(self, claim: Claim) -> list[Node]:
+        """Claims that a trusted one bears on: the same thing in its scope; if it holds everywhere, in every scope."""
+        scope, subject, predicate = claim.key
+        scopes = dict.fromkeys((scope, "")) if scope else self._scopes.get((subject, predicate), {})
+        keyed = [self._by_key.get((where, subject, predicate), {}) for where in scopes]
+        return [self.nodes[id_] for held in keyed for id_ in held]
+
     def add(self, claim: Claim, *, message: str = "", agent: str = "", round: int = 0) -> Node:
         """The claim's node, new or old; the agent becomes a carrier if a message is named."""
         node = self.nodes.get(claim.id)
@@ -165,14 +176,31 @@ class LineageGraph:
             self._make_room()
             node = self.nodes[claim.id] = Node(claim, message, agent, round)
             self._by_key.setdefault(claim.key, {})[claim.id] = None
+            self._scopes.setdefault(claim.key[1:], {})[claim.key[0]] = None
             self._loose[claim.id] = None
         if message:
             node.carriers.setdefault(agent, Carrier(message, round))
-            self._messages.setdefault(message, {})[claim.id] = None
+            self._note(message, claim.id)
         return node
+
+    def _note(self, message: str, id_: str) -> None:
+        self._messages.setdefault(message, {})[id_] = None
+        sent = self._sent.setdefault(id_, {})
+        sent[message] = None
+        if len(sent) > MAX_MESSAGES:
+            self._unnote(next(iter(sent)), id_)
+
+    def _unnote(self, message: str, id_: str) -> None:
+        self._sent[id_].pop(message, None)
+        held = self._messages.get(message, {})
+        held.pop(id_, None)
+        if not held:
+            self._messages.pop(message, None)
 
     def link(self, source: str, target: str, kind: EdgeKind, message: str = "") -> None:
         """Adds an edge between two claims that are here; a claim is not linked with itself, nor past ``max_sources``.
+
+        What is derived from a claim that is not live is not live either, unless it is grounded.
 
         Raises:
             BadInput: one of them is not here.
@@ -183,9 +211,26 @@ class LineageGraph:
         edge = Edge(source, target, kind, message)
         if source == target or edge in self._edges or len(self._in.get(target, ())) >= self.max_sources:
             return
+        self._connect(edge)
+        if kind in DOWNSTREAM and not self.nodes[source].live and not self.nodes[target].grounded:
+            self._suspect(target, "derived from a claim that was taken back")
+
+    def _connect(self, edge: Edge) -> None:
         self._edges[edge] = None
-        self._out.setdefault(source, {})[edge] = None
-        self._in.setdefault(target, {})[edge] = None
+        self._out.setdefault(edge.source, {})[edge] = None
+        self._in.setdefault(edge.target, {})[edge] = None
+
+    def _suspect(self, id_: str, evidence: str) -> None:
+        waiting = deque([id_])
+        while waiting:
+            here = waiting.popleft()
+            node = self.nodes[here]
+            if not node.live or node.grounded:
+                continue
+            node.status = "unverified"
+            node.tags.add(SUSPECT)
+            node.evidence.append(evidence)
+            waiting.extend(edge.target for edge in self._out.get(here, ()) if edge.kind in DOWNSTREAM)
 
     def sources(self, id_: str) -> tuple[Edge, ...]:
         """Edges into a claim."""
@@ -196,8 +241,14 @@ class LineageGraph:
         return tuple(self._messages.get(message, ()))
 
     def confirm(self, id_: str, evidence: str = "", *, grounded: bool = True, round: int = 0) -> None:
-        """Makes a claim trusted; grounded means by an operator or a verifier."""
+        """Makes a claim trusted; grounded means by an operator or a verifier.
+
+        Raises:
+            BadInput: the claim is not live, and not grounded now.
+        """
         node = self._node(id_)
+        if not grounded and not node.live:
+            raise BadInput(f"claim {id_} was taken back; only an operator or a verifier can confirm it again")
         node.status = "confirmed"
         node.grounded = node.grounded or grounded
         node.confirmed_round = max(node.confirmed_round, round)
@@ -216,6 +267,19 @@ class LineageGraph:
         self._loose[id_] = None
         if evidence:
             node.evidence.append(evidence)
+        above = (edge.source for edge in self._in.get(id_, ()) if edge.kind in DOWNSTREAM)
+        if not all(self.nodes[source].live for source in above):
+            self._suspect(id_, "no longer confirmed, and derived from a claim that was taken back")
+
+    def release(self, id_: str, evidence: str = "") -> None:
+        """Forgets what is known of a claim, and that it came from claims that are not live."""
+        for edge in self.sources(id_):
+            if edge.kind in DOWNSTREAM and not self.nodes[edge.source].live:
+                self._edges.pop(edge)
+                self._out[edge.source].pop(edge)
+                self._in[id_].pop(edge)
+        self._node(id_).tags.clear()
+        self.demote(id_, evidence)
 
     def downstream(self, id_: str) -> tuple[str, ...]:
         """All claims derived from or restating a claim, directly or through others; cycles are no problem."""
@@ -271,7 +335,7 @@ class LineageGraph:
         for each in touched:
             for agent in self.nodes[each].carriers:
                 carriers.setdefault(agent, []).append(each)
-        messages = [m for m, held in self._messages.items() if any(each in held for each in touched)]
+        messages = dict.fromkeys(message for each in touched for message in self._sent.get(each, ()))
         starts = [carrier.round for each in touched for carrier in self.nodes[each].carriers.values()]
         polluted = max(0, round - min(starts)) if starts else 0
         return Rollback(
@@ -286,7 +350,7 @@ class LineageGraph:
         return tuple(i for i, n in self.nodes.items() if wanted in f"{n.claim.said()} {n.claim.object}".casefold())
 
     def roots(self, what: str) -> tuple[Root, ...]:
-        """Where a claim entered, for an id or a text: upstream to claims that come from no other, widest reach first."""
+        """Where a claim, by id or text, entered: upstream to claims that come from no other, widest reach first."""
         found: dict[str, None] = {}
         for start in self.find(what):
             seen = {start}
@@ -309,7 +373,7 @@ class LineageGraph:
         return Root(node.claim, node.agent, node.message, node.round, len(below), tuple(agents))
 
     def coverage(self, id_: str, agents: Iterable[str], rounds: int) -> list[float]:
-        """Share of the agents that had passed a claim, or something from it, on by each round, 0 to ``rounds`` - 1."""
+        """Share of the agents that had passed on a claim, or what came of it, by each of ``rounds`` rounds."""
         everyone = list(agents)
         if not everyone:
             raise BadInput("coverage needs at least one agent")
@@ -335,7 +399,9 @@ class LineageGraph:
                 found.append(f"{id_} is not in the index")
         for id_, node in self.nodes.items():
             if node.status == "rejected":
-                found += [f"{i} is live below rejected {id_}" for i in self._ungrounded_below(id_) if self.nodes[i].live]
+                found += [
+                    f"{i} is live below rejected {id_}" for i in self._ungrounded_below(id_) if self.nodes[i].live
+                ]
         if len(self.nodes) > self.max_nodes and self._loose:
             found.append("there are more claims than fit")
         return found
@@ -368,15 +434,17 @@ class LineageGraph:
         del held[id_]
         if not held:
             del self._by_key[node.claim.key]
+            scopes = self._scopes[node.claim.key[1:]]
+            del scopes[node.claim.key[0]]
+            if not scopes:
+                del self._scopes[node.claim.key[1:]]
         for edge in (*self._out.pop(id_, ()), *self._in.pop(id_, ())):
             self._edges.pop(edge, None)
             self._out.get(edge.source, {}).pop(edge, None)
             self._in.get(edge.target, {}).pop(edge, None)
-        for message in {carrier.message for carrier in node.carriers.values()}:
-            inside = self._messages.get(message, {})
-            inside.pop(id_, None)
-            if not inside:
-                self._messages.pop(message, None)
+        for message in tuple(self._sent.get(id_, ())):
+            self._unnote(message, id_)
+        self._sent.pop(id_, None)
         self.forgotten += 1
 
     def _node(self, id_: str) -> Node:
@@ -393,12 +461,11 @@ class LineageGraph:
             claim = {name: value for name, value in asdict(node.claim).items() if name != "id"}
             claim["sources"] = list(node.claim.sources)
             carriers = {agent: [carrier.message, carrier.round] for agent, carrier in node.carriers.items()}
-            sent = sorted(message for message, held in self._messages.items() if id_ in held)
             own = {
                 "id": id_, "claim": claim, "message": node.message, "agent": node.agent, "round": node.round,
                 "status": node.status, "grounded": node.grounded, "carriers": carriers, "backers": sorted(node.backers),
                 "confirmed_round": node.confirmed_round, "evidence": node.evidence, "tags": sorted(node.tags),
-                "messages": sent,
+                "messages": list(self._sent.get(id_, ())),
             }  # fmt: skip
             lines.append(canonical_bytes(own))
         lines += sorted(canonical_bytes({"edge": [e.source, e.target, e.kind, e.message]}) for e in self._edges)
@@ -412,10 +479,11 @@ class LineageGraph:
             BadInput: a line is not one of ours; the message names it.
         """
         if isinstance(data, str | Path):
+            path = Path(data)
             try:
-                data = Path(data).read_bytes()
+                data = path.read_bytes()
             except OSError as error:
-                raise BadInput(f"cannot read {data}: {error.strerror}") from None
+                raise BadInput(f"cannot read {path}: {error.strerror}") from None
         graph = cls(max_nodes)
         for number, line in enumerate(data.splitlines(), 1):
             try:
@@ -429,7 +497,9 @@ class LineageGraph:
             source, target, kind, message = own["edge"]
             if kind not in ("supports", "contradicts", *DOWNSTREAM):
                 raise ValueError(f"{kind!r} is no kind of edge")
-            self.link(source, target, kind, message)
+            if source not in self.nodes or target not in self.nodes:
+                raise ValueError("an edge names a claim that no line before holds")
+            self._connect(Edge(source, target, kind, message))
             return
         told = own["claim"]
         claim = Claim(**{**told, "sources": tuple(told["sources"])})
@@ -441,7 +511,7 @@ class LineageGraph:
         node.backers, node.confirmed_round = set(own["backers"]), own["confirmed_round"]
         node.evidence, node.tags = list(own["evidence"]), set(own["tags"])
         for message in own["messages"]:
-            self._messages.setdefault(message, {})[claim.id] = None
+            self._note(message, claim.id)
         if node.grounded or node.status == "rejected":
             self._loose.pop(claim.id, None)
 

@@ -10,19 +10,19 @@ from collections.abc import Mapping
 __all__ = ["UNITS", "base_number", "norm", "parse_value", "same_value"]
 
 UNITS: Mapping[str, tuple[str, float]] = {
-    **{name: ("s", 1.0) for name in ("s", "sec", "second", "seconds")},
+    **dict.fromkeys(("s", "sec", "second", "seconds"), ("s", 1.0)),
     "ms": ("s", 1e-3),
-    **{name: ("s", 60.0) for name in ("min", "minute", "minutes")},
-    **{name: ("s", 3600.0) for name in ("h", "hour", "hours")},
-    **{name: ("s", 86400.0) for name in ("day", "days")},
-    **{name: ("m", 1.0) for name in ("m", "meter", "meters", "metre", "metres")},
+    **dict.fromkeys(("min", "minute", "minutes"), ("s", 60.0)),
+    **dict.fromkeys(("h", "hour", "hours"), ("s", 3600.0)),
+    **dict.fromkeys(("day", "days"), ("s", 86400.0)),
+    **dict.fromkeys(("m", "meter", "meters", "metre", "metres"), ("m", 1.0)),
     "mm": ("m", 1e-3),
     "cm": ("m", 1e-2),
     "km": ("m", 1e3),
-    **{name: ("kg", 1.0) for name in ("kg", "kilogram", "kilograms")},
-    **{name: ("kg", 1e-3) for name in ("g", "gram", "grams")},
+    **dict.fromkeys(("kg", "kilogram", "kilograms"), ("kg", 1.0)),
+    **dict.fromkeys(("g", "gram", "grams"), ("kg", 0.001)),
     "t": ("kg", 1e3),
-    **{name: ("b", 1.0) for name in ("b", "byte", "bytes")},
+    **dict.fromkeys(("b", "byte", "bytes"), ("b", 1.0)),
     "kb": ("b", 1e3),
     "mb": ("b", 1e6),
     "gb": ("b", 1e9),
@@ -36,6 +36,8 @@ _NUMBER = re.compile(r"([-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+
 
 def norm(text: str) -> str:
     """NFKC, casefolded, without zero-width characters, runs of white space as one blank."""
+    if text.isascii():
+        return " ".join(text.lower().split())
     plain = "".join(c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")
     return " ".join(plain.casefold().split())
 
