@@ -74,7 +74,7 @@ def queries(source: str) -> tuple[dict[str, str], tuple[tuple[str, tuple[str, ..
     try:
         from agentdojo.task_suite.load_suites import get_suites
     except ModuleNotFoundError:
-        raise MissingData("agentdojo", "pip install agentdojo") from None
+        raise MissingData("agentdojo", "pip install 'heliograph[mcpbench]'") from None
     tools: dict[str, str] = {}
     pairs = []
     for suite in get_suites("v1").values():
