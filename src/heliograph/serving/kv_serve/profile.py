@@ -195,7 +195,7 @@ class ProfileSet:
     Attributes:
         model, fingerprint: of the model that they were measured with.
         workloads: profiles by label; ``unified`` holds for every label that is not there.
-        scores: [L][G] of the heads, where a point tells them apart; empty otherwise.
+        scores: [L, G] of the heads, a row a layer, where a point tells them apart; empty otherwise.
         notes: how they were found.
     """
 
