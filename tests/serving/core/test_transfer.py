@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -19,10 +20,10 @@ from heliograph.lm.core.generate import generate
 from heliograph.lm.core.load import LanguageModel
 from heliograph.lm.core.sampling import SamplingParams
 from heliograph.serving.core.async_engine import AsyncEngine, StreamEvent
-from heliograph.serving.core.engine import Engine
+from heliograph.serving.core.engine import Engine, EngineCore
 from heliograph.serving.core.frames import FrameError, pack, receive_frame, send_frame
 from heliograph.serving.core.kv_transfer import KVServer, TransferFailed, fetch_blocks
-from heliograph.serving.core.request import Ticket
+from heliograph.serving.core.request import Request, RequestState, Ticket
 
 GREEDY = SamplingParams(max_tokens=12, temperature=0, ignore_end=True)
 PROMPT = list(b"a prompt that fills several blocks")
@@ -168,6 +169,56 @@ def test_a_producer_that_is_aborted_holds_nothing(tiny: LanguageModel) -> None:
         await both.settled()
 
     run(tiny, act)
+
+
+def test_a_producer_that_is_aborted_while_it_is_taken_in_holds_nothing(tiny: LanguageModel) -> None:
+    async def act(both: Pair) -> None:
+        reached, go_on = threading.Event(), threading.Event()
+
+        def slow(request: Request) -> Request:
+            reached.set()
+            go_on.wait(20)
+            return EngineCore.add(both.producer.engine.core, request)
+
+        both.producer.engine.core.add = slow  # type: ignore[method-assign]
+        request = both.producer.engine.request(PROMPT, replace(GREEDY, max_tokens=1), producer=True)
+        task = asyncio.create_task(anext(both.producer.stream(request)))
+        await asyncio.to_thread(reached.wait, 20)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        go_on.set()
+        await both.settled()
+
+    run(tiny, act)
+
+
+def test_a_producer_whose_end_nobody_heard_holds_nothing(tiny: LanguageModel) -> None:
+    async def act(both: Pair) -> None:
+        request = both.producer.engine.request(PROMPT, replace(GREEDY, max_tokens=1), producer=True)
+        task = asyncio.create_task(anext(both.producer.stream(request)))
+        while request.state is RequestState.WAITING and request.id not in both.producer.engine.core.requests:
+            await asyncio.sleep(0)
+        while request.state is not RequestState.FINISHED:
+            time.sleep(0.001)  # noqa: ASYNC251 - the loop must not hear of the end
+        assert both.producer.submit(lambda: len(both.producer.engine.core.kv.leases)).result(20) == 1
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await both.settled()
+
+    run(tiny, act)
+
+
+def test_a_second_request_of_the_same_name_is_refused_and_leaves_the_first_alone(tiny: LanguageModel) -> None:
+    async def act(both: Pair) -> list[int]:
+        stream = both.producer.stream(both.producer.engine.request(PROMPT, GREEDY, request_id="r"))
+        first = await anext(stream)
+        with pytest.raises(BadInput, match="being served already"):
+            await anext(both.producer.stream(both.producer.engine.request(PROMPT, GREEDY, request_id="r")))
+        tokens = [first, *[event async for event in stream]]
+        assert tokens[-1].finish == "length"
+        return [event.sample.token for event in tokens if event.sample is not None]
+
+    assert run(tiny, act) == plain(tiny)
 
 
 def test_keys_and_values_of_another_model_are_refused(tiny: LanguageModel) -> None:

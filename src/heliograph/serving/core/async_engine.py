@@ -101,6 +101,7 @@ def _nobody_listens(phase: str, request_id: str) -> None:
 class _Listener:
     loop: asyncio.AbstractEventLoop
     events: asyncio.Queue[StreamEvent]
+    taken_in: bool = False
 
     def tell(self, event: StreamEvent) -> None:
         with contextlib.suppress(RuntimeError):  # the caller's loop has ended, and nobody listens
@@ -156,16 +157,16 @@ class AsyncEngine:
             Overloaded: too many wait. EngineClosed: the engine is closed.
         """
         listener = _Listener(asyncio.get_running_loop(), asyncio.Queue())
-        await self.call(lambda: self._add(request, listener))
+        told = False
         try:
-            while True:
+            await self.call(lambda: self._add(request, listener))
+            while not told:
                 event = await listener.events.get()
+                told = event.finish is not None
                 yield event
-                if event.finish is not None:
-                    return
         finally:
-            if request.state is not RequestState.FINISHED or request.id in self._listeners:
-                self._post(lambda: self._abort(request))
+            if not told:  # it may have been taken in, and may even have ended, without the caller having heard of it
+                self._post(lambda: self._abort(request) if listener.taken_in else None)
 
     async def abort_all(self) -> None:
         """Ends all requests; their callers hear ``finish="abort"``."""
@@ -308,7 +309,7 @@ class AsyncEngine:
             if request.ticket.fingerprint != self.engine.model.fingerprint:
                 raise BadInput("the held keys and values are of another model")
         self.engine.add(request)
-        self._listeners[request.id] = listener
+        self._listeners[request.id], listener.taken_in = listener, True
         if request.state is RequestState.FINISHED:
             self._tell(request, StreamEvent("", None, request.finish, num_prompt=request.num_prompt))
 
