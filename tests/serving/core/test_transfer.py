@@ -199,7 +199,7 @@ def test_a_producer_whose_end_nobody_heard_holds_nothing(tiny: LanguageModel) ->
         while request.state is RequestState.WAITING and request.id not in both.producer.engine.core.requests:
             await asyncio.sleep(0)
         while request.state is not RequestState.FINISHED:
-            time.sleep(0.001)  # noqa: ASYNC251 - the loop must not hear of the end
+            time.sleep(0.001)
         assert both.producer.submit(lambda: len(both.producer.engine.core.kv.leases)).result(20) == 1
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
