@@ -26,6 +26,7 @@ __all__ = [
     "continue_greedily",
     "prefill",
     "random_decoder",
+    "windowed_attention",
     "windowed_layers",
     "windowed_shape",
 ]
@@ -123,7 +124,7 @@ class WindowedKV:
             self.values.append(new_v)
         window = self.windows[layer]
         full = window is None or len(new_k) <= window
-        heard = _full(q[0], new_k, new_v) if full else _windowed(q[0], new_k, new_v, window or 0)
+        heard = _full(q[0], new_k, new_v) if full else windowed_attention(q[0], new_k, new_v, window or 0)
         if window is not None and len(new_k) > window:
             new_k, new_v = new_k[-window:].clone(), new_v[-window:].clone()  # a view would keep all of it
         self.keys[layer], self.values[layer] = new_k, new_v
@@ -141,9 +142,23 @@ def _full(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return _attend(q, k, v, torch.ones(len(q), len(k), dtype=torch.bool, device=q.device).tril(past))
 
 
-def _windowed(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-    """Block by block of queries, so that no score outside a window's reach is computed."""
-    past, block = len(k) - len(q), max(64, window // 2)
+def windowed_attention(q: Tensor, k: Tensor, v: Tensor, window: int, *, at_once: bool | None = None) -> Tensor:
+    """The last T of T' tokens, [T, H, D], each hearing itself and the ``window`` - 1 before it; k and v [T', G, D].
+
+    Block by block of queries, so that no score outside a window's reach is computed.
+
+    Args:
+        at_once: whether all blocks go through one call, which costs a few times the memory of keys and values and saves
+            a GPU from many small calls; None for what suits the device.
+    """
+    block = max(64, window // 2)
+    if at_once is None:
+        at_once = q.is_cuda and len(q) > 2 * block
+    return _all_blocks(q, k, v, window, block) if at_once else _each_block(q, k, v, window, block)
+
+
+def _each_block(q: Tensor, k: Tensor, v: Tensor, window: int, block: int) -> Tensor:
+    past = len(k) - len(q)
     found = []
     for start in range(0, len(q), block):
         stop = min(len(q), start + block)
@@ -154,6 +169,25 @@ def _windowed(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
         part = slice(first, past + stop)
         found.append(_attend(q[start:stop], k[part], v[part], allowed))
     return torch.cat(found)
+
+
+def _all_blocks(q: Tensor, k: Tensor, v: Tensor, window: int, block: int) -> Tensor:
+    """Each block of queries, filled up at the end, with the ``window`` keys before it, filled up at the beginning."""
+    past, count = len(k) - len(q), -(-len(q) // block)
+    fill = count * block - len(q)
+    missing = max(0, window - past)
+
+    def spans(part: Tensor) -> Tensor:  # [blocks, H, window + block, D]
+        padded = functional.pad(part[max(0, past - window) :], (0, 0, 0, 0, missing, fill))
+        pieces = padded.unfold(0, window + block, block).transpose(2, 3)
+        return pieces.repeat_interleave(q.shape[1] // part.shape[1], dim=1)
+
+    queries = functional.pad(q, (0, 0, 0, 0, 0, fill)).reshape(count, block, *q.shape[1:]).transpose(1, 2)
+    to, at = torch.arange(window + block, device=q.device), torch.arange(block, device=q.device)[:, None]
+    begins = torch.arange(count, device=q.device)[:, None, None] * block
+    allowed = (to > at) & (to - at <= window) & (begins + to >= missing)
+    heard = functional.scaled_dot_product_attention(queries, spans(k), spans(v), attn_mask=allowed[:, None])
+    return heard.transpose(1, 2).flatten(0, 1)[: len(q)]
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, *, causal: bool = False) -> Tensor:
