@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a script, and inherited by commands
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CARD = """
 slug = "synthetic"

@@ -93,6 +93,19 @@ def test_a_hostile_header_with_a_right_checksum_is_refused_or_harmless(data):
     assert found.kv.shape == tuple(found.header.layout.shape)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("levels", 2**40), ("probe", 2**40), ("heads", None), ("layout", [2, 2**40, 3, 64, "bfloat16"])]
+)
+def test_a_number_in_the_place_of_a_table_allocates_nothing(name, value):
+    def change(plain):
+        plain[name] = value
+        if name == "heads":
+            plain["layout"] = [2, 3, 2**40, 64, "bfloat16"]
+
+    with pytest.raises(FrameDamaged):
+        restore(with_header(frame(), change))
+
+
 def test_a_layout_that_would_fill_memory_is_refused_before_it_does():
     huge = with_header(frame(), lambda plain: plain.__setitem__("layout", [2, 2**30, 3, 64, "bfloat16"]))
     with pytest.raises(FrameDamaged) as caught:

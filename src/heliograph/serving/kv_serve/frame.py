@@ -198,7 +198,11 @@ def _plain(header: FrameHeader) -> dict[str, Any]:
 
 
 def _header(plain: dict[str, Any]) -> FrameHeader:
+    if not (isinstance(plain["levels"], bytes) and isinstance(plain["probe"], bytes)):  # bytes(n) makes n zeros
+        raise BadInput("tables of levels and probes are bytes")
     layout = KVLayout(*plain["layout"])
+    if layout.kv_heads > MAX_HEADER_BYTES:
+        raise BadInput(f"{layout.kv_heads} heads, more than a header can number")
     heads = range(layout.kv_heads) if plain["heads"] is None else plain["heads"]
     header = FrameHeader(
         request=str(plain["request"]),
@@ -208,10 +212,10 @@ def _header(plain: dict[str, Any]) -> FrameHeader:
         layout=layout,
         point=CompressionPoint.from_json(plain["point"]),
         fingerprint=str(plain["fingerprint"]),
-        levels=bytes(plain["levels"]),
+        levels=plain["levels"],
         heads=tuple(int(head) for head in heads),
         signs=int(plain["signs"]),
-        probe=bytes(plain["probe"]),
+        probe=plain["probe"],
         meta_bytes=int(plain["meta_bytes"]),
         recent_bytes=int(plain["recent_bytes"]),
         streams=tuple(Stream(int(k), int(b), int(c), str(codec), int(n)) for k, b, c, codec, n in plain["streams"]),
