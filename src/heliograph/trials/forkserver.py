@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -67,6 +68,8 @@ def _take_request(control: socket.socket, children: dict[int, str]) -> bool:
     request = json.loads(message)
     if "preload" in request:
         missing, culprit = _preload(request["preload"])
+        gc.collect()
+        gc.freeze()  # or each trial's first collection would visit, and so copy, every page of what was imported
         _answer(control, {"ready": os.getpid(), "missing": missing, "touches_cuda": culprit})
         return True
     trial = Trial.from_json(request["trial"])
