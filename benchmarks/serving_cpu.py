@@ -86,7 +86,7 @@ def transformers_continuous(peer: Any, most: int) -> Arm:
     from transformers import ContinuousBatchingConfig, GenerationConfig
 
     logging.getLogger("ContinuousBatchingLogger").setLevel(logging.ERROR)
-    config = ContinuousBatchingConfig(num_blocks=most * 8, max_batch_tokens=1024)
+    config = ContinuousBatchingConfig(num_blocks=most * 4, max_batch_tokens=1024)
 
     def run(work: Work) -> tuple[float, float]:
         def generate(count: int) -> float:
