@@ -8,7 +8,7 @@ RUN := $(BIN)/python -m
 .PHONY: demo test test-integration test-interop lint types contract docs bench fuzz clean constraints
 
 demo: $(VENV)/.demo ## install, then check a real system (under three minutes once installed)
-	$(BIN)/heliograph check floydnet || [ $$? -eq 1 ] # 1: a claim is undecided or void, which is an answer
+	$(BIN)/heliograph check floydnet || [ $$? -eq 1 ] # 1: not every claim holds, which is an answer
 
 test: $(VENV)/.test ## everything but what needs Ray, PostgreSQL or a browser
 	OMP_NUM_THREADS=1 $(RUN) pytest -m "not integration and not interop" -n 2
