@@ -144,7 +144,7 @@ def test_another_seed_of_signs_is_noticed():
 @pytest.mark.parametrize("codec", ["huffman", "bitpack"])
 def test_other_signs_are_noticed_by_the_probe(monkeypatch, codec):
     data = frame(replace(POINT, keep_recent=0, codec=codec, key_low=16, value_low=16))
-    monkeypatch.setattr(pipelines, "_signs_checksum", lambda *_: parse_frame(data)[0].signs)
+    monkeypatch.setattr(pipelines, "signs_checksum", lambda *_: parse_frame(data)[0].signs)
     restore(data)
     original = parts.make_transform
     monkeypatch.setattr(parts, "make_transform", lambda n, d, seed, *rest: original(n, d, seed + 1, *rest))

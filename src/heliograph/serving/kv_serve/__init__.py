@@ -3,7 +3,7 @@
 A search over a :class:`CompressionSpace` leaves a few profiles (:func:`profile_search`); a controller picks one for
 each request by bandwidth, length, quality and time limit (:class:`CompressionController`, :func:`lower_envelope`); a
 link, or an engine's transfer, carries checked frames (:class:`KVPipeline`, :class:`CompressedLink`,
-:class:`CompressedKVServer`). Source: arXiv:2605.13734.
+:class:`CompressedKVServer`; on a GPU :class:`DeviceKVPipeline`, :class:`DeviceLink`). Source: arXiv:2605.13734.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
         TransferContext,
         Transferred,
     )
+    from heliograph.serving.kv_serve.device import DeviceFrame, DeviceKVPipeline, restore_on_device
+    from heliograph.serving.kv_serve.device_link import DeviceLink
     from heliograph.serving.kv_serve.frame import FrameDamaged, KVLayout
     from heliograph.serving.kv_serve.link import CompressedLink, Delivery, KVReceiver, LinkDown, PacedLink, SteadyPace
     from heliograph.serving.kv_serve.pipeline import KVPipeline, Restored, restore
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 _HOME = {
     **dict.fromkeys(("KVCodec", "make_codec"), "codecs"),
     **dict.fromkeys(("CompressionController", "Decision", "TransferContext", "Transferred"), "controller"),
+    **dict.fromkeys(("DeviceFrame", "DeviceKVPipeline", "restore_on_device"), "device"),
+    "DeviceLink": "device_link",
     **dict.fromkeys(("FrameDamaged", "KVLayout"), "frame"),
     **dict.fromkeys(("CompressedLink", "Delivery", "KVReceiver", "LinkDown", "PacedLink", "SteadyPace"), "link"),
     **dict.fromkeys(("KVPipeline", "Restored", "restore"), "pipeline"),
@@ -64,6 +68,9 @@ __all__ = [
     "CompressionSpace",
     "Decision",
     "Delivery",
+    "DeviceFrame",
+    "DeviceKVPipeline",
+    "DeviceLink",
     "Envelope",
     "FrameDamaged",
     "KVCodec",
@@ -89,6 +96,7 @@ __all__ = [
     "measure_point",
     "profile_search",
     "restore",
+    "restore_on_device",
     "retrieval_scores",
     "search_points",
 ]

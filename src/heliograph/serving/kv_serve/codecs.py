@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from heliograph.errors import BadInput, HeliographError, MissingExtra
 
-__all__ = ["CODECS", "CodecError", "KVCodec", "make_codec", "pack_levels", "unpack_levels"]
+__all__ = ["CODECS", "CodecError", "KVCodec", "make_codec", "pack_levels", "unpack_levels", "word_of"]
 
 Bytes = NDArray[np.uint8]
 
@@ -41,7 +41,7 @@ class KVCodec(Protocol):
 
 
 @functools.lru_cache(maxsize=512)
-def _digits(base: int, widest: int) -> tuple[int, int]:
+def word_of(base: int, widest: int) -> tuple[int, int]:
     """How many digits of a base go into a word, and the word's bytes: the densest of up to ``widest`` bytes."""
     best = (1, 1)
     for width in range(1, widest + 1):
@@ -55,7 +55,7 @@ def _digits(base: int, widest: int) -> tuple[int, int]:
 
 def pack_levels(levels: Bytes, base: int, widest: int = 3) -> Bytes:
     """Levels as digits of words of up to ``widest`` bytes; digits of a word lie far apart, which packs in long rows."""
-    digits, width = _digits(base, widest)
+    digits, width = word_of(base, widest)
     if digits == 1:
         return np.ascontiguousarray(levels)
     words = -(-len(levels) // digits)
@@ -77,7 +77,7 @@ def unpack_levels(data: Bytes, count: int, base: int, widest: int = 3) -> Bytes:
     Raises:
         CodecError: not the bytes of so many levels of that base.
     """
-    digits, width = _digits(base, widest)
+    digits, width = word_of(base, widest)
     words = -(-count // digits)
     if len(data) != words * width:
         raise CodecError(f"{count} levels of base {base} take {words * width} bytes; got {len(data)}")
@@ -148,7 +148,7 @@ class _Deflate:
         return coder.compress(pack_levels(levels, base, 1).data) + coder.flush()
 
     def decode(self, data: bytes | memoryview, count: int, base: int) -> Bytes:
-        words = -(-count // _digits(base, 1)[0])
+        words = -(-count // word_of(base, 1)[0])
         coder = zlib.decompressobj(-15)
         try:
             packed = coder.decompress(data, words + 1)
@@ -169,7 +169,7 @@ class _Zstd:
         return bytes(self.library.ZstdCompressor(self.level).compress(pack_levels(levels, base, 1)))
 
     def decode(self, data: bytes | memoryview, count: int, base: int) -> Bytes:
-        words = -(-count // _digits(base, 1)[0])
+        words = -(-count // word_of(base, 1)[0])
         data = bytes(data)
         try:
             size = self.library.frame_content_size(data)

@@ -185,7 +185,9 @@ class CompressedLink:
         """
         layout = KVLayout.of(kv)
         context = context or TransferContext(layout.nbytes, layout.tokens)
-        decision = self.controller.select(context) if self.controller is not None else _fixed(self.point, context)
+        decision = (
+            self.controller.select(context) if self.controller is not None else fixed_decision(self.point, context)
+        )
         pipeline = self._pipeline(decision.profile.point, layout.layers)
         compress_s = send_s = restore_s = 0.0
         sent = 0
@@ -250,7 +252,8 @@ class CompressedLink:
         return self._pipelines[key]
 
 
-def _fixed(point: CompressionPoint | None, context: TransferContext) -> Decision:
+def fixed_decision(point: CompressionPoint | None, context: TransferContext) -> Decision:
+    """The decision of a link that has one point."""
     from heliograph.serving.kv_serve.profile import CompressionProfile
 
     profile = CompressionProfile("fixed", point or METHODS["none"])

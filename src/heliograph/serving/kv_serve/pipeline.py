@@ -161,13 +161,13 @@ class KVPipeline:
             stream, body = _encoded(BYTES, 256, plane, point.codec) if point.codec != "none" else _plain(plane)
             streams.append(stream)
             bodies.append(body)
-        header = self._header(layout, request, attempt, first, point, streams, why_raw=why)
+        header = self.header_of(layout, request, attempt, first, point, streams, why_raw=why)
         return pack_frame(header, b"", b"", bodies)
 
     def _lossy(self, whole: Tensor, layout: KVLayout, request: str, attempt: int, first: int) -> bytes:
         point = self.point
-        heads = self._heads(layout)
-        table = self._table(layout, first)
+        heads = self.heads_of(layout)
+        table = self.table_of(layout, first)
         old = max(0, layout.tokens - point.keep_recent)
         recent = whole[:, :, old:].contiguous()
         found: dict[tuple[int, int], list[Tensor]] = {}
@@ -184,7 +184,7 @@ class KVPipeline:
             streams.append(stream)
             bodies.append(body)
         meta_bytes, recent_bytes = b"".join(statistics), _bits(recent).tobytes()
-        header = self._header(
+        header = self.header_of(
             layout,
             request,
             attempt,
@@ -192,23 +192,24 @@ class KVPipeline:
             point,
             streams,
             levels=table.to(torch.int16).numpy().tobytes(),
-            signs=_signs_checksum(point, layout, first, heads),
-            probe=_bits(_probe(whole, layout)).tobytes(),
+            signs=signs_checksum(point, layout, first, heads),
+            probe=_bits(probe_of(whole, layout)).tobytes(),
             meta_bytes=len(meta_bytes),
             recent_bytes=len(recent_bytes),
         )
         return pack_frame(header, meta_bytes, recent_bytes, bodies)
 
-    def _heads(self, layout: KVLayout) -> tuple[int, ...]:
+    def heads_of(self, layout: KVLayout) -> tuple[int, ...]:
+        """Numbers of this rank's heads in the model."""
         heads = tuple(range(layout.kv_heads)) if self.heads is None else self.heads
         if len(heads) != layout.kv_heads:
             raise BadInput(f"this pipeline is for the heads {list(heads)}; got {layout.kv_heads} heads")
         return heads
 
-    def _table(self, layout: KVLayout, first: int) -> Tensor:
+    def table_of(self, layout: KVLayout, first: int) -> Tensor:
         """Levels [2, L, G] of the frame's layers and this rank's heads."""
         layers = self.model_layers or (len(self.scores) if self.scores is not None else first + layout.layers)
-        heads = self._heads(layout)
+        heads = self.heads_of(layout)
         whole_heads = self.scores.shape[1] if self.scores is not None else max(heads) + 1
         if first + layout.layers > layers or max(heads) >= whole_heads:
             raise BadInput(
@@ -218,7 +219,7 @@ class KVPipeline:
         table = level_table(self.point, layers, whole_heads, self.scores)
         return table[:, first : first + layout.layers][:, :, list(heads)].contiguous()
 
-    def _header(
+    def header_of(
         self,
         layout: KVLayout,
         request: str,
@@ -234,6 +235,7 @@ class KVPipeline:
         recent_bytes: int = 0,
         why_raw: str = "",
     ) -> FrameHeader:
+        """The header of a frame of this pipeline."""
         return FrameHeader(
             request=request,
             attempt=attempt,
@@ -243,7 +245,7 @@ class KVPipeline:
             point=point,
             fingerprint=self.fingerprint,
             levels=levels,
-            heads=self._heads(layout),
+            heads=self.heads_of(layout),
             signs=signs,
             probe=probe,
             meta_bytes=meta_bytes,
@@ -289,7 +291,7 @@ def restore(
         if isinstance(error, FrameDamaged):
             raise
         raise FrameDamaged("format", f"the frame's parts do not fit together: {error}") from None
-    _check_probe(kv, header, limit)
+    check_probe(kv, header, limit)
     return Restored(kv, header, bound)
 
 
@@ -313,12 +315,9 @@ def _restore_bits(header: FrameHeader, rest: memoryview) -> Tensor:
 
 def _restore_lossy(header: FrameHeader, rest: memoryview, with_bound: bool) -> tuple[Tensor, Tensor | None, float]:
     point, layout = header.point, header.layout
-    if _signs_checksum(point, layout, header.first_layer, header.heads) != header.signs:
+    if signs_checksum(point, layout, header.first_layer, header.heads) != header.signs:
         raise FrameDamaged("signs", "the two ends derive different signs; both need the same version of this program")
-    table = torch.frombuffer(bytearray(header.levels), dtype=torch.int16).long()
-    table = table.view(2, layout.layers, layout.kv_heads)
-    if int(table.min()) < 2 or int(table.max()) > 256:
-        raise FrameDamaged("format", "levels lie between 2 and 256")
+    table = stream_table(header)
     old = max(0, layout.tokens - point.keep_recent)
     dtype = DTYPES[layout.dtype]
     kv = torch.empty(layout.shape, dtype=dtype)
@@ -366,6 +365,19 @@ def _restore_lossy(header: FrameHeader, rest: memoryview, with_bound: bool) -> t
     if len(meta):
         raise FrameDamaged("format", f"{len(meta)} bytes of statistics too many")
     return kv, bound, limit
+
+
+def stream_table(header: FrameHeader) -> Tensor:
+    """Levels [2, L, G] that a header names.
+
+    Raises:
+        FrameDamaged: some that no quantiser has.
+    """
+    layout = header.layout
+    table = torch.frombuffer(bytearray(header.levels), dtype=torch.int16).long()
+    if int(table.min()) < 2 or int(table.max()) > 256:
+        raise FrameDamaged("format", "levels lie between 2 and 256")
+    return table.view(2, layout.layers, layout.kv_heads)
 
 
 def _encoded(kind: int, base: int, levels: np.ndarray, codec: str) -> tuple[Stream, bytes]:
@@ -418,22 +430,22 @@ def _unit(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps / 2 * 1.01
 
 
-def _signs_checksum(point: CompressionPoint, layout: KVLayout, first: int, heads: Sequence[int]) -> int:
+def signs_checksum(point: CompressionPoint, layout: KVLayout, first: int, heads: Sequence[int]) -> int:
     if point.transform != "hadamard":
         return 0
     padded = 1 << (layout.head_dim - 1).bit_length()
     return zlib.crc32(signs(point.seed, first, 1, heads[0], padded).numpy().tobytes())
 
 
-def _probe(kv: Tensor, layout: KVLayout) -> Tensor:
+def probe_of(kv: Tensor, layout: KVLayout) -> Tensor:
     """Values of the last head of the middle layer and token: a whole head, or 64 of its channels."""
     return kv[layout.layers // 2, 1, layout.tokens // 2, -1, :PROBE_VALUES]
 
 
-def _check_probe(kv: Tensor, header: FrameHeader, limit: float) -> None:
+def check_probe(kv: Tensor, header: FrameHeader, limit: float) -> None:
     """A head of the sender against what came out; ``limit`` is the largest length that its error can have."""
     layout = header.layout
-    here = _probe(kv, layout).float()
+    here = probe_of(kv, layout).float().cpu()
     dtype = DTYPES[layout.dtype]
     if len(header.probe) != here.numel() * dtype.itemsize:
         raise FrameDamaged("format", "the probe has another length")

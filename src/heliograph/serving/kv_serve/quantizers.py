@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from heliograph.errors import HeliographError
 
-__all__ = ["AbsMaxQuantizer", "KVQuantizer", "MinMaxQuantizer", "NotRepresentable", "make_quantizer"]
+__all__ = ["AbsMaxQuantizer", "KVQuantizer", "MinMaxQuantizer", "NotRepresentable", "make_quantizer", "min_max_meta"]
 
 
 class NotRepresentable(HeliographError):
@@ -110,11 +109,9 @@ class MinMaxQuantizer(_Grouped):
         """Levels [A, R, B], and m and s [A, B]."""
         y = self.fold(x)
         low, high = torch.aminmax(y, dim=1) if y.shape[1] else (y.new_zeros(y.shape[0], y.shape[2]),) * 2
-        low16 = _down(low)
-        step16 = _up((high - low16.float()) / (levels - 1))
-        _check(low16, step16)
+        low16, step16 = min_max_meta(low, high, levels)
         step = step16.float()
-        inverse = torch.where(step > 0, 1 / step, torch.zeros(()))
+        inverse = torch.where(step > 0, 1 / step, 0.0)
         q = (y - low16.float()[:, None]).mul_(inverse[:, None]).round_().clamp_(0, levels - 1)
         return q.to(torch.uint8), [low16, step16]
 
@@ -150,7 +147,7 @@ class AbsMaxQuantizer(_Grouped):
         largest16 = _up(largest)
         _check(largest16)
         wide = largest16.float()
-        inverse = torch.where(wide > 0, middle / wide, torch.zeros(()))
+        inverse = torch.where(wide > 0, middle / wide, 0.0)
         q = (y * inverse[:, None]).round_().add_(middle).clamp_(0, 2 * middle)
         return q.to(torch.uint8), [largest16]
 
@@ -170,6 +167,18 @@ class AbsMaxQuantizer(_Grouped):
         return self.unfold(half[:, None].expand(*self.sizes(shape)).contiguous(), shape)
 
 
+def min_max_meta(low: Tensor, high: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+    """m and s of :class:`MinMaxQuantizer` from the ends of the ranges.
+
+    Raises:
+        NotRepresentable: not finite.
+    """
+    low16 = _down(low)
+    step16 = _up((high - low16.float()) / (levels - 1))
+    _check(low16, step16)
+    return low16, step16
+
+
 def make_quantizer(name: str, axis: str, group: int) -> KVQuantizer:
     """The quantiser of that name."""
     return (AbsMaxQuantizer if name == "absmax" else MinMaxQuantizer)(axis, group)
@@ -177,10 +186,11 @@ def make_quantizer(name: str, axis: str, group: int) -> KVQuantizer:
 
 def _down(x: Tensor) -> Tensor:
     """The next number of 16 bits that is not above."""
-    with np.errstate(over="ignore"):
-        wide = x.numpy()
-        near = wide.astype(np.float16)
-        return torch.from_numpy(np.where(near.astype(np.float32) > wide, np.nextafter(near, np.float16(-np.inf)), near))
+    found = x.half()
+    bits = found.view(torch.int16)
+    # the next number below: one more bit pattern for negative numbers, one less for positive ones, -0's for 0
+    lower = torch.where(bits == 0, torch.full_like(bits, -0x7FFF), torch.where(bits < 0, bits + 1, bits - 1))
+    return torch.where(found.float() > x, lower, bits).view(torch.float16)
 
 
 def _up(x: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ class DeltaTransform:
         low16 = low.half()
         step16 = ((high - low16.float()) / ANCHOR_LEVELS).half()
         step = step16.float()
-        level = torch.where(step > 0, (anchors - low16.float()) / step.clamp(min=1e-30), torch.zeros(()))
+        level = torch.where(step > 0, (anchors - low16.float()) / step.clamp(min=1e-30), 0.0)
         level = level.round().clamp(0, ANCHOR_LEVELS).to(torch.uint8)
         flat = torch.nn.functional.pad(level.flatten(), (0, level.numel() % 2))
         meta = [flat.view(torch.float16), low16[0], step16[0]]
@@ -160,11 +160,11 @@ class HadamardTransform:
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Rotated heads."""
         wide = torch.nn.functional.pad(x, (0, self.padded - self.dim)) if self.padded > self.dim else x
-        return (wide * self.sign) @ self.matrix, []
+        return (wide * self.sign.to(x.device)) @ self.matrix.to(x.device), []
 
     def inverse(self, y: Tensor, meta: Sequence[Tensor]) -> Tensor:  # noqa: ARG002
         """Rotated back."""
-        return ((y @ self.matrix.T) * self.sign)[..., : self.dim]
+        return ((y @ self.matrix.T.to(y.device)) * self.sign.to(y.device))[..., : self.dim]
 
     def meta_shapes(self, tokens: int, heads: int) -> list[tuple[int, ...]]:  # noqa: ARG002
         """None."""
