@@ -6,7 +6,7 @@ of a real model; a search against trying everything; quality on samples that no 
 
 from __future__ import annotations
 
-from heliograph.checks.serving.kv_serve_parts import drift, exact, links, searches
+from heliograph.checks.serving.kv_serve_parts import drift, exact, gpu, links, searches
 from heliograph.trials.check import (
     Bound,
     Check,
@@ -25,11 +25,13 @@ from heliograph.trials.check import (
 __all__ = ["CHECK"]
 
 MINUTE = 60.0
-EVERYWHERE = ("smoke", "laptop")
+EVERYWHERE = ("smoke", "laptop", "gpu")
+MEASURED = ("laptop", "gpu")
 
 # all of them ours, and fixed before the first run
 SLOW_GAIN, JOB_GAIN, POOL_GAIN, NEAR_STATIC, NEVER_SLOWER = 2.0, 1.3, 2.0, 1.05, 1.03
 RATIO_GAIN, KEPT, NEAR_BEST, FEWER, FOLLOWS, DECISION_MS, MODEL_ERROR = 1.2, 0.97, 0.99, 2.0, 1.05, 1.0, 0.15
+FUSED_GAIN = 3.0
 
 MBIT, GBIT = 1e6 / 8, 1e9 / 8
 SWEEP = [50 * MBIT, 300 * MBIT, 10 * GBIT, 0]
@@ -73,6 +75,46 @@ PREDICTED = Workload(
 )
 DECIDED = Workload("16 profiles, 1,000 requests", {"profiles": 16})
 
+# on a GPU: points that it packs by itself, at an 8B model's shape
+GPU_LINK = {
+    **SEARCH,
+    "space": {
+        "transform": ["none", "hadamard"],
+        "hybrid_ratio": [0.0],
+        "levels_high": [20, 16, 12, 10, 8],
+        "levels_low": [2],
+        "codec": ["bitpack"],
+    },
+    "sweep": [5 * GBIT, 25 * GBIT, 100 * GBIT, 0],
+    "learning": 3,
+}
+
+
+def _gpu(name: str, bytes_per_s: float, tokens: int) -> Workload:
+    arms = [*ARMS, "none, again"] if bytes_per_s in (100 * GBIT, 0) else ARMS
+    return Workload(
+        f"{name}, {tokens:,} tokens of an 8B shape",
+        {**GPU_LINK, "bytes_per_s": bytes_per_s, "link_tokens": tokens, "arms": arms},
+    )
+
+
+GPU_SLOW = _gpu("5 Gbit/s", 5 * GBIT, 4_096)
+GPU_MIDDLE = _gpu("25 Gbit/s", 25 * GBIT, 16_384)
+GPU_FAST = _gpu("100 Gbit/s", 100 * GBIT, 16_384)
+GPU_UNLIMITED = _gpu("unlimited", 0, 16_384)
+GPU_POOL = _gpu("10 Gbit/s", 10 * GBIT, 16_384)
+GPU_PREDICTED = Workload(
+    "5, 25 and 100 Gbit/s, 4,096 tokens of an 8B shape",
+    {**GPU_LINK, "sweep": [5 * GBIT, 25 * GBIT, 100 * GBIT], "link_tokens": 4_096},
+)
+GPU_HELD_OUT = Workload("4 other samples of 2 tasks, 512 tokens", {**GPU_LINK, "held_tokens": 96, "ratio_tokens": 512})
+GPU_CODECS = tuple(
+    Workload(f"{tokens:,} tokens of an 8B shape, {axis} statistics", {"tokens": tokens, "axis": axis})
+    for tokens, axis in ((4_096, "channel"), (32_768, "channel"), (32_768, "token"))
+)
+GPU_FRAMES = Workload("8B shape, four layers of 100 and 513 tokens", {"lengths": [100, 513], "layers": 4, "recent": 32})
+SMALL_FRAMES = Workload("8B shape, one layer of 70 tokens", {"lengths": [70], "layers": 1, "recent": 16})
+
 FACTS = Workload(
     "caches of 1 to 40 tokens, two random layers",
     {
@@ -105,8 +147,15 @@ SWINGS = Workload("bandwidth swings, codecs at full and half speed", DRIFT)
 STEADY = Workload("nothing changes", {**DRIFT, "phases": [[2e7, 1.0]], "requests": 120})
 
 
-def _sizes(estimate_s: float, *laptop: Workload, blocks: int = 5, repeats: int = 3) -> dict[str, Size]:
-    return {"laptop": Size(laptop, blocks, repeats=repeats, time_limit_s=3 * MINUTE, estimate_s=estimate_s)}
+def _sizes(
+    estimate_s: float, *laptop: Workload, blocks: int = 5, repeats: int = 3, gpu: tuple[Workload, ...] = ()
+) -> dict[str, Size]:
+    sizes = {"laptop": Size(laptop, blocks, repeats=repeats, time_limit_s=3 * MINUTE, estimate_s=estimate_s)}
+    if gpu:
+        sizes["gpu"] = Size(
+            gpu, blocks, repeats=repeats, time_limit_s=3 * MINUTE, memory_limit_bytes=2**35, estimate_s=10
+        )
+    return sizes
 
 
 EXACT = Experiment(
@@ -114,7 +163,33 @@ EXACT = Experiment(
     "bits, bounds, envelope, damaged frames, answers through two engines",
     (Contender("KVServe", "system"),),
     exact.measure,
-    {**_sizes(8, REAL_FACTS, blocks=1), "smoke": Size((FACTS,), 1, time_limit_s=MINUTE, estimate_s=5)},
+    {
+        **_sizes(8, REAL_FACTS, blocks=1, gpu=(REAL_FACTS,)),
+        "smoke": Size((FACTS,), 1, time_limit_s=MINUTE, estimate_s=5),
+    },
+)
+DEVICE_FRAMES = Experiment(
+    "device frames",
+    "frames made on a device and read on the host, and the other way round",
+    (Contender("KVServe", "system"),),
+    gpu.measure_frames,
+    {
+        "smoke": Size((SMALL_FRAMES,), 1, time_limit_s=MINUTE, estimate_s=3),
+        "laptop": Size((SMALL_FRAMES,), 1, time_limit_s=MINUTE, estimate_s=3),
+        "gpu": Size((GPU_FRAMES,), 1, time_limit_s=MINUTE, memory_limit_bytes=2**35, estimate_s=10),
+    },
+)
+FUSED = Experiment(
+    "device codec",
+    "rotating, quantising and packing keys and values of an 8B shape on a GPU",
+    (
+        Contender("fused", "system", "one kernel for the ranges, one for the rest"),
+        Contender("step by step", "baseline", "the same by plain tensor operations on the same GPU"),
+        Contender("step by step, again", "control"),
+    ),
+    gpu.measure_codec,
+    {"gpu": Size(GPU_CODECS, 5, warmup=2, time_limit_s=MINUTE, memory_limit_bytes=2**35, estimate_s=8)},
+    kind="interleaved",
 )
 FOUND = Experiment(
     "search",
@@ -139,7 +214,7 @@ QUALITY = Experiment(
         Contender("QuaRot", "baseline", "rotation, 4 bits"),
     ),
     searches.measure_quality,
-    _sizes(3, HELD_OUT),
+    _sizes(3, HELD_OUT, gpu=(GPU_HELD_OUT,)),
 )
 SENDERS = (
     Contender("KVServe", "system", "chosen for each transfer, bandwidth measured"),
@@ -153,7 +228,7 @@ TRANSFER = Experiment(
     "the keys and values of a prompt over a paced socket: compressing, sending, restoring",
     SENDERS,
     links.measure_transfer,
-    _sizes(4, SLOW, MIDDLE, repeats=2),
+    _sizes(4, SLOW, MIDDLE, repeats=2, gpu=(GPU_SLOW, GPU_MIDDLE)),
     kind="interleaved",
 )
 QUICK = Experiment(
@@ -161,7 +236,7 @@ QUICK = Experiment(
     "the same over links that are faster than the codecs",
     (*SENDERS, Contender("none, again", "control")),
     links.measure_transfer,
-    _sizes(3, FAST, UNLIMITED, repeats=7),
+    _sizes(3, FAST, UNLIMITED, repeats=7, gpu=(GPU_FAST, GPU_UNLIMITED)),
     kind="interleaved",
 )
 POOLED = Experiment(
@@ -173,7 +248,7 @@ POOLED = Experiment(
         Contender("recomputed", "baseline", "the prefix is computed again"),
     ),
     links.measure_pool,
-    _sizes(7, POOL, repeats=2),
+    _sizes(7, POOL, repeats=2, gpu=(GPU_POOL,)),
     kind="interleaved",
 )
 WHOLE_JOBS = Experiment(
@@ -189,7 +264,7 @@ MODEL = Experiment(
     "measured transfers against the closed form",
     (Contender("KVServe", "system"),),
     links.measure_prediction,
-    _sizes(4, PREDICTED),
+    _sizes(4, PREDICTED, gpu=(GPU_PREDICTED,)),
     alone=True,
 )
 DECISIONS = Experiment(
@@ -197,7 +272,7 @@ DECISIONS = Experiment(
     "choosing and observing",
     (Contender("KVServe", "system"),),
     links.measure_decisions,
-    _sizes(1, DECIDED),
+    _sizes(1, DECIDED, gpu=(DECIDED,)),
     alone=True,
 )
 FOLLOWED = Experiment(
@@ -212,12 +287,15 @@ FOLLOWED = Experiment(
     _sizes(1, SWINGS, STEADY),
 )
 
-SCALE = "one small model and one core: no codec on a GPU, no prompts of thousands of tokens, no model of billions"
+SCALE = "laptop: one small model, one core, short prompts; gpu: random weights, no entropy coder, both ends on one GPU"
 SIMULATED = "simulated times from stated profiles: no contention between transfers"
 
 CHECK = Check(
     slug="kv_serve",
-    experiments=(EXACT, FOUND, QUALITY, TRANSFER, QUICK, POOLED, WHOLE_JOBS, MODEL, DECISIONS, FOLLOWED),
+    experiments=(
+        *(EXACT, DEVICE_FRAMES, FUSED, FOUND, QUALITY, TRANSFER),
+        *(QUICK, POOLED, WHOLE_JOBS, MODEL, DECISIONS, FOLLOWED),
+    ),
     claims=(
         Claim(
             "lossless_identical",
@@ -290,6 +368,29 @@ CHECK = Check(
             presets=EVERYWHERE,
         ),
         Claim(
+            "device_frames",
+            "device frames",
+            "device_frames",
+            "KVServe",
+            Exact(),
+            measured="frames made on a device within their bound on the host, of equal size, and read back the same",
+            cannot_show="kernels, where there is no GPU: plain operations take their place",
+            presets=EVERYWHERE,
+        ),
+        Claim(
+            "fused_codec",
+            "device codec",
+            "seconds",
+            "fused",
+            Superior(FUSED_GAIN),
+            baseline="step by step",
+            effect="ratio",
+            better="lower",
+            measured="seconds of rotating, quantising and packing on a GPU, 4,096 and 32,768 tokens",
+            cannot_show="entropy coders on a GPU",
+            presets=("gpu",),
+        ),
+        Claim(
             "search_optimum",
             "search",
             "share",
@@ -320,7 +421,7 @@ CHECK = Check(
             Bound(KEPT),
             measured="mean probability of the answers relative to the uncompressed cache, samples not searched on",
             cannot_show=SCALE,
-            presets=("laptop",),
+            presets=MEASURED,
         ),
         Claim(
             "compression_ratio",
@@ -332,7 +433,7 @@ CHECK = Check(
             effect="ratio",
             measured="uncompressed bytes over bytes of whole frames at 512 tokens, against KIVI with 32 recent ones",
             cannot_show=SCALE,
-            presets=("laptop",),
+            presets=MEASURED,
         ),
         Claim(
             "low_bandwidth_completion_time",
@@ -343,10 +444,10 @@ CHECK = Check(
             baseline="none",
             effect="ratio",
             better="lower",
-            workloads=(SLOW.name,),
-            measured="seconds of a transfer at 50 Mbit/s, the prompt and the answer left out",
+            workloads=(SLOW.name, GPU_SLOW.name),
+            measured="seconds of a transfer at 50 Mbit/s (5 Gbit/s on a GPU), the prompt and the answer left out",
             cannot_show=SCALE,
-            presets=("laptop",),
+            presets=MEASURED,
         ),
         Claim(
             "never_slower",
@@ -359,7 +460,7 @@ CHECK = Check(
             better="lower",
             measured="seconds of a transfer on links that are faster than the codecs",
             cannot_show=SCALE,
-            presets=("laptop",),
+            presets=MEASURED,
         ),
         Claim(
             "near_best_static",
@@ -370,9 +471,9 @@ CHECK = Check(
             baseline="best static",
             effect="ratio",
             better="lower",
-            measured="seconds of a transfer, 50 and 300 Mbit/s, against the one profile that suits the sweep best",
+            measured="seconds of a transfer, 50 and 300 Mbit/s (5 and 25 Gbit/s), against the sweep's best profile",
             cannot_show=SCALE,
-            presets=("laptop",),
+            presets=MEASURED,
         ),
         Claim(
             "pool_first_token",
@@ -383,9 +484,9 @@ CHECK = Check(
             baseline="recomputed",
             effect="ratio",
             better="lower",
-            measured="time to the first token with a prefix of 128 tokens at 100 Mbit/s",
+            measured="time to the first token, a prefix of 128 tokens at 100 Mbit/s (16,384 at 10 Gbit/s, 8B shape)",
             cannot_show=SCALE,
-            presets=("laptop",),
+            presets=MEASURED,
         ),
         Claim(
             "pool_uncompressed",
@@ -398,7 +499,7 @@ CHECK = Check(
             better="lower",
             measured="the same against an uncompressed prefix",
             cannot_show=SCALE,
-            presets=("laptop",),
+            presets=MEASURED,
         ),
         Claim(
             "disaggregated_completion_time",
@@ -422,7 +523,7 @@ CHECK = Check(
             better="lower",
             measured="median relative error of the closed form over three bandwidths, with and without compression",
             cannot_show="links that are shared",
-            presets=("laptop",),
+            presets=MEASURED,
         ),
         Claim(
             "decision_time",
@@ -435,7 +536,7 @@ CHECK = Check(
             measured="milliseconds of a choice and its observation, 16 profiles",
             comparable="value",
             cannot_show="many threads at once",
-            presets=("laptop",),
+            presets=MEASURED,
         ),
         Claim(
             "drift_followed",
@@ -493,6 +594,23 @@ CHECK = Check(
             "notices",
             "KVServe",
             guards=("lossless_identical", "error_bounded", "damage_refused", "tokens_identical", "recompute_identical"),
+        ),
+        Control(
+            "coarse frame",
+            "a frame with four levels must be further away than one with sixteen",
+            "device frames",
+            "notices",
+            "KVServe",
+        ),
+        Control(
+            "packed twice",
+            "the same operations against themselves",
+            "device codec",
+            "seconds",
+            "step by step",
+            "step by step, again",
+            effect="ratio",
+            margin=1.1,
         ),
         Control(
             "sent twice",

@@ -118,10 +118,9 @@ class _Stream:
 
     @property
     def in_one_go(self) -> bool:
-        """Whether packing is part of the quantiser's kernel: each word's digits are whole rows apart."""
+        """Whether packing is part of the quantiser's kernel: each word's digits are whole layers apart."""
         (first, *others) = self.groups
-        rows = first.levels[1] // first.parts[0].channels
-        return not others and first.fused is not None and rows % self.word[0] == 0
+        return not others and first.fused is not None and len(first.parts) % self.word[0] == 0
 
 
 @dataclass(frozen=True, eq=False)

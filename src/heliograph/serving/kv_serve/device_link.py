@@ -77,7 +77,7 @@ class DeviceLink:
         frame = pipeline.compress(kv, request=request, attempt=attempt)
         self._settled(kv.device)
         made = self._clock()
-        arrived = DeviceFrame(frame.header, self._carried(frame.body))
+        arrived = DeviceFrame(frame.header, self.carry(frame.body))
         sent = self._clock()
         found = restore_on_device(arrived, fingerprint=self._fingerprint)
         self._settled(self.target)
@@ -89,8 +89,8 @@ class DeviceLink:
             self.controller.observe(decision, taken)
         return found, Delivery(decision, True, taken)
 
-    def _carried(self, body: Tensor) -> Tensor:
-        """The same bytes on the target."""
+    def carry(self, body: Tensor) -> Tensor:
+        """Bytes [N], from wherever they lie, on the target."""
         there = torch.empty(len(body), dtype=torch.uint8, device=self.target)
         if not self._buffers:
             pinned = body.device.type == "cuda"

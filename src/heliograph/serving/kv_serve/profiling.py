@@ -13,6 +13,7 @@ from torch import Tensor
 
 from heliograph.errors import BadInput
 from heliograph.lm.core.load import LanguageModel, load_model
+from heliograph.serving.kv_serve.device import DeviceKVPipeline, restore_on_device
 from heliograph.serving.kv_serve.pipeline import KVPipeline, restore
 from heliograph.serving.kv_serve.point import CompressionPoint
 from heliograph.serving.kv_serve.profile import UNIFIED, CompressionProfile, ProfileSet
@@ -20,7 +21,7 @@ from heliograph.serving.kv_serve.quality import Quality, QualityEvaluator, Score
 from heliograph.serving.kv_serve.search import SearchResult, SearchSettings, pareto_front, search_points
 from heliograph.serving.kv_serve.tasks import FILLER, TASKS, TaskSample, make_samples, read_samples
 
-__all__ = ["Progress", "measure_point", "profile_search", "profiles_of"]
+__all__ = ["Progress", "measure_device_point", "measure_point", "profile_search", "profiles_of"]
 
 Progress = Callable[[str, float], object]
 
@@ -48,6 +49,32 @@ def measure_point(point: CompressionPoint, kv: Tensor, *, scores: Tensor | None 
         there.append(middle - begin)
         back.append(time.perf_counter() - middle)
     return Measured(kv.nbytes / len(frame), kv.nbytes / statistics.median(there), kv.nbytes / statistics.median(back))
+
+
+def measure_device_point(
+    point: CompressionPoint, kv: Tensor, *, scores: Tensor | None = None, repeats: int = 5
+) -> Measured:
+    """The same on the device where [L, 2, T, G, D] lies; the point's codec is ``none`` or ``bitpack``."""
+    pipeline = DeviceKVPipeline(point, scores=scores)
+    frame = pipeline.compress(kv)
+    restore_on_device(frame)
+    there, back = [], []
+    for _ in range(repeats):
+        _settle(kv)
+        begin = time.perf_counter()
+        frame = pipeline.compress(kv)
+        _settle(kv)
+        middle = time.perf_counter()
+        restore_on_device(frame)
+        _settle(kv)
+        there.append(middle - begin)
+        back.append(time.perf_counter() - middle)
+    return Measured(kv.nbytes / frame.nbytes, kv.nbytes / statistics.median(there), kv.nbytes / statistics.median(back))
+
+
+def _settle(kv: Tensor) -> None:
+    if kv.is_cuda:
+        torch.cuda.synchronize(kv.device)
 
 
 def profiles_of(

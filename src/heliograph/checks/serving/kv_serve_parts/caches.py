@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,14 +22,14 @@ from heliograph.lm.core.config import DecoderConfig, RopeSpec
 from heliograph.lm.core.decoder import Decoder, fingerprint
 from heliograph.lm.core.load import LanguageModel, load_model
 from heliograph.serving.kv_serve.point import METHODS, CompressionPoint
-from heliograph.serving.kv_serve.profile import CompressionProfile
+from heliograph.serving.kv_serve.profile import NO_COMPRESSION, CompressionProfile
 from heliograph.serving.kv_serve.profiling import long_prompt, profiles_of
 from heliograph.serving.kv_serve.quality import Quality, QualityEvaluator, retrieval_scores
 from heliograph.serving.kv_serve.search import SearchResult, SearchSettings, search_points
 from heliograph.serving.kv_serve.space import CompressionSpace
 from heliograph.serving.kv_serve.tasks import make_samples
 
-__all__ = ["BASELINES", "Calibration", "language_model", "long_cache", "measured_front", "space_of"]
+__all__ = ["BASELINES", "Calibration", "best_static", "language_model", "long_cache", "measured_front", "space_of"]
 
 # few recent tokens stay as they are: prompts here are short, and 128 of them would be half of what travels
 KIVI = CompressionPoint(key_high=4, key_low=4, value_high=4, value_low=4, group=32, keep_recent=32, codec="bitpack")
@@ -105,19 +106,22 @@ class Calibration:
     Args:
         load: ``model``, ``tasks``, ``samples`` of each, ``tokens``, ``sample_seed``.
         points: candidates.
+        heads: scores of the heads [L, G] where they are known; they depend on the model alone.
 
     Attributes:
         count: of the candidates; two more points behind them show that the score notices what is lost.
     """
 
-    def __init__(self, load: Mapping[str, Any], points: Sequence[CompressionPoint]) -> None:
+    def __init__(
+        self, load: Mapping[str, Any], points: Sequence[CompressionPoint], heads: Tensor | None = None
+    ) -> None:
         self.load, self.count, self.points = load, len(points), [*points, *SANITY]
         facts = [load[name] for name in ("model", "tasks", "samples", "tokens", "sample_seed")]
         self._path = _kept("scores", [facts, [point.to_json() for point in self.points]])
         kept = read_tables(self._path)
         empty = np.full((len(self.points), 6), np.nan)
         self._table = empty if kept is None else kept["table"].copy()
-        self._heads = None if kept is None else torch.from_numpy(kept["heads"].copy())
+        self._heads = heads if kept is None else torch.from_numpy(kept["heads"].copy())
         self._new = 0
 
     @functools.cached_property
@@ -205,3 +209,12 @@ def measured_front(load: Mapping[str, Any], kv: Tensor, repeats: int = 2) -> tup
     calibration.save()
     heads = calibration.heads
     return profiles_of(chosen, kv, [kv.shape[2]], scores=heads, repeats=repeats), heads
+
+
+def best_static(profiles: list[CompressionProfile], tokens: int, bandwidths: list[float]) -> CompressionProfile:
+    """The one profile that is best over a sweep: least geometric mean of the predicted times."""
+
+    def mean(one: CompressionProfile) -> float:
+        return sum(math.log(one.seconds(1, tokens, b) + 1e-12) for b in bandwidths)
+
+    return min([NO_COMPRESSION, *profiles], key=mean)

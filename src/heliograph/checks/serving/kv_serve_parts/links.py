@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 
+from heliograph.checks.serving.kv_serve_parts import gpu
 from heliograph.checks.serving.kv_serve_parts.caches import (
     BASELINES,
+    best_static,
     language_model,
     long_cache,
     measured_front,
@@ -58,17 +60,10 @@ def _bandwidth(load: Workload) -> float:
     return float(load["bytes_per_s"]) if load["bytes_per_s"] else math.inf
 
 
-def best_static(profiles: list[CompressionProfile], tokens: int, bandwidths: list[float]) -> CompressionProfile:
-    """The one profile that is best over a sweep: least geometric mean of the predicted times."""
-
-    def mean(one: CompressionProfile) -> float:
-        return sum(math.log(one.seconds(1, tokens, b) + 1e-12) for b in bandwidths)
-
-    return min([NO_COMPRESSION, *profiles], key=mean)
-
-
 def measure_transfer(context: Context) -> Mapping[str, Callable[[], Any]]:
     """A function for each way of sending: compressing, sending and restoring are all inside."""
+    if context.device == "cuda":
+        return gpu.measure_transfer(context)
     load = context.workload
     kv = long_cache(load["model"], load["link_tokens"])
     profiles, heads = measured_front(load.params, kv)
@@ -99,6 +94,8 @@ def measure_transfer(context: Context) -> Mapping[str, Callable[[], Any]]:
 
 def measure_prediction(context: Context) -> Mapping[str, Any]:
     """``error``: median over bandwidths of how far a transfer is from the formula, relative to it."""
+    if context.device == "cuda":
+        return gpu.measure_prediction(context)
     load = context.workload
     kv = long_cache(load["model"], load["link_tokens"])
     profiles, heads = measured_front(load.params, kv, repeats=5)
@@ -134,6 +131,8 @@ def measure_decisions(context: Context) -> Mapping[str, Any]:
 
 def measure_pool(context: Context) -> Mapping[str, Callable[[], Any]]:
     """A function for each way to the first token: a compressed prefix, an uncompressed one, or the prompt again."""
+    if context.device == "cuda":
+        return gpu.measure_pool(context)
     load = context.workload
     model = language_model(load["model"])
     kv = long_cache(load["model"], load["link_tokens"])

@@ -78,7 +78,7 @@ def measure_quality(context: Context) -> Mapping[str, Any]:
         raise RuntimeError("the search has found no feasible point")
     points = {"KVServe": seen.points[found.best.index], **BASELINES}
     held_out = {**load.params, "sample_seed": load["sample_seed"] + 1000 + context.block, "tokens": load["held_tokens"]}
-    fresh = Calibration(held_out, list(points.values()))
+    fresh = Calibration(held_out, list(points.values()), seen.heads)
     quality = fresh.quality(list(points).index(context.contender))
     fresh.save()
     kv = long_cache(load["model"], load["ratio_tokens"])
