@@ -21,6 +21,8 @@ from torch import Tensor
 __all__ = ["DeviceRows", "pack", "quantise_rows", "restore_rows", "row_ranges", "unpack"]
 
 TILE = 64
+# what shares statistics: all tokens of a channel, some of them, all channels of a token's heads, some of a head's
+OVER_TOKENS, OVER_RUNS, OVER_HEADS, OVER_CHANNELS = (tl.constexpr(number) for number in range(4))
 SPAN = 512  # tokens that one program goes through
 ROUND = tl.constexpr(12582912.0)  # 1.5 * 2**23: adding and taking it away rounds to the even whole number
 
@@ -85,9 +87,9 @@ def _load_tokens(kv, start, token, stride, sign, ones, D, P: tl.constexpr, ROTAT
     channel = tl.arange(0, P)
     at = start + token.to(tl.int64)[:, None] * stride + channel[None, :]
     x = tl.load(kv + at, mask=(channel < D)[None, :], other=0.0).to(tl.float32)
-    if not ROTATE:
-        return x
-    return tl.dot((x * sign[None, :]).to(ones.dtype), ones, input_precision="ieee") * (P**-0.5)
+    if ROTATE:
+        x = tl.dot((x * sign[None, :]).to(ones.dtype), ones, input_precision="ieee") * (P**-0.5)
+    return x
 
 
 @triton.jit
@@ -134,16 +136,14 @@ def _token_ranges(
 
 
 @triton.jit
-def _statistics(meta, token, own, n, numbers, run, P: tl.constexpr, GROUP: tl.constexpr):
-    """Lowest value and step of some tokens of a head, that broadcast to [TILE, P].
-
-    GROUP is 0 by channel, where ``run`` tokens share them and a tile lies within one run or T is one; otherwise
-    channels of a token that share them, or all heads of a token where ``run`` is below 0.
-    """
+def _statistics(meta, token, own, n, numbers, run, P: tl.constexpr, SHARING: tl.constexpr, GROUP: tl.constexpr):
+    """Lowest value and step of some tokens of a head, that broadcast to [TILE, P]."""
     channel = tl.arange(0, P)
-    if GROUP == 0:
+    if SHARING == OVER_TOKENS:
+        at = own * P + channel[None, :]
+    elif SHARING == OVER_RUNS:
         at = ((token // run) * n + own)[:, None] * P + channel[None, :]
-    elif run < 0:
+    elif SHARING == OVER_HEADS:
         at = token[:, None]
     else:
         at = (token * n + own)[:, None] * (P // GROUP) + (channel // GROUP)[None, :]
@@ -151,16 +151,9 @@ def _statistics(meta, token, own, n, numbers, run, P: tl.constexpr, GROUP: tl.co
 
 
 @triton.jit
-def _shared_statistics(meta, own, numbers, P: tl.constexpr):
-    """Those of a channel over all tokens, [1, P]."""
-    at = own * P + tl.arange(0, P)[None, :]
-    return tl.load(meta + at).to(tl.float32), tl.load(meta + at + numbers).to(tl.float32)
-
-
-@triton.jit
 def _quantise(
     out, meta, kv, layers, heads, signs, matrix, T, n, kind, S, G, D, numbers, run, base, words, span,
-    P: tl.constexpr, GROUP: tl.constexpr, SHARED: tl.constexpr, ROTATE: tl.constexpr, DIGITS: tl.constexpr,
+    P: tl.constexpr, SHARING: tl.constexpr, GROUP: tl.constexpr, ROTATE: tl.constexpr, DIGITS: tl.constexpr,
     WIDTH: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """Words of a head: their digits are the levels of the same head and token, some layers apart."""
@@ -178,10 +171,7 @@ def _quantise(
             sign = _signs_of(signs, here, own, n, P, ROTATE)
             y = _load_tokens(kv, start, inside, G * D, sign, ones, D, P, ROTATE)
             table = meta + here * 2 * numbers
-            if SHARED:
-                low, step = _shared_statistics(table, own, numbers, P)
-            else:
-                low, step = _statistics(table, inside, own, n, numbers, run, P, GROUP)
+            low, step = _statistics(table, inside, own, n, numbers, run, P, SHARING, GROUP)
             inverse = tl.where(step > 0, 1.0 / step, 0.0)
             level = ((y - low) * inverse + ROUND) - ROUND
             level = tl.minimum(tl.maximum(level, 0.0), base - 1.0)
@@ -196,7 +186,7 @@ def _quantise(
 @triton.jit
 def _restore(
     packed, meta, kv, layers, heads, signs, matrix, T, n, kind, S, G, D, numbers, run, base, words, span,
-    P: tl.constexpr, GROUP: tl.constexpr, SHARED: tl.constexpr, ROTATE: tl.constexpr, DIGITS: tl.constexpr,
+    P: tl.constexpr, SHARING: tl.constexpr, GROUP: tl.constexpr, ROTATE: tl.constexpr, DIGITS: tl.constexpr,
     WIDTH: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     place, own = tl.program_id(0).to(tl.int64) // n, tl.program_id(0) % n
@@ -216,10 +206,7 @@ def _restore(
             level = (total % base).to(tl.float32)
             total = total // base
             table = meta + here * 2 * numbers
-            if SHARED:
-                low, step = _shared_statistics(table, own, numbers, P)
-            else:
-                low, step = _statistics(table, inside, own, n, numbers, run, P, GROUP)
+            low, step = _statistics(table, inside, own, n, numbers, run, P, SHARING, GROUP)
             y = level * step + low
             if ROTATE:
                 sign = _signs_of(signs, here, own, n, P, ROTATE)
@@ -287,7 +274,14 @@ def row_ranges(rows: DeviceRows, axis: str, group: int) -> tuple[Tensor, Tensor]
         low = torch.empty(layers, tokens, own * (channels // each), device=rows.kv.device)
         high = torch.empty_like(low)
         _token_ranges[(layers * own, -(-tokens // SPAN))](
-            low, high, *rows.arguments(), SPAN, P=channels, GROUP=each, ROTATE=rotate, TILE=TILE
+            low,
+            high,
+            *rows.arguments(),
+            SPAN,
+            P=channels,
+            GROUP=each,
+            ROTATE=rotate,
+            TILE=TILE if each == channels else 32,  # groups within a row fit worse into registers
         )
         if not group:
             low, high = low.amin(2), high.amax(2)
@@ -321,12 +315,15 @@ def _launch(
     kernel, packed: Tensor, rows: DeviceRows, meta: Tensor, axis: str, group: int, base: int, digits: int, width: int
 ) -> None:
     layers, own = rows.heads.shape
-    by_channel, words = axis == "channel", layers // digits
-    run = (group or rows.tokens) if by_channel else (0 if group else -1)
+    words = layers // digits
+    if axis == "channel":
+        sharing = OVER_RUNS if 0 < group < rows.tokens else OVER_TOKENS
+    else:
+        sharing = OVER_CHANNELS if group else OVER_HEADS
     kernel[(words * own, -(-rows.tokens // SPAN))](
-        packed, meta, *rows.arguments(), meta.shape[2], run, base, words, SPAN,
-        P=rows.channels, GROUP=0 if by_channel else group or rows.channels, SHARED=by_channel and run >= rows.tokens,
-        ROTATE=rows.signs is not None, DIGITS=digits, WIDTH=width, TILE=TILE,
+        packed, meta, *rows.arguments(), meta.shape[2], max(1, group), base, words, SPAN,
+        P=rows.channels, SHARING=sharing, GROUP=group or rows.channels, ROTATE=rows.signs is not None,
+        DIGITS=digits, WIDTH=width, TILE=TILE,
     )  # fmt: skip
 
 
