@@ -210,8 +210,12 @@ class AsyncEngine:
             self._post(run)
         return future
 
-    def held(self, key: str) -> Held:
+    def held(self, key: str, *, on_device: bool = False) -> Held:
         """The blocks of a lease; to be called in the engine's thread.
+
+        Args:
+            key: of the lease.
+            on_device: leave the copy where the cache lies.
 
         Raises:
             BadInput: the lease has ended.
@@ -221,7 +225,8 @@ class AsyncEngine:
         if lease is None or not isinstance(executor, TorchExecutor):
             raise BadInput(f"nothing is held under {key!r}; the lease has ended")
         lease.deadline_s = self.engine.core.clock.now() + self.lease_s
-        return Held(executor.cache.read(lease.blocks).cpu(), lease.tokens)
+        contents = executor.cache.read(lease.blocks)
+        return Held(contents if on_device else contents.cpu(), lease.tokens)
 
     def close(self) -> None:
         """Ends all requests and the thread; a second time does nothing."""

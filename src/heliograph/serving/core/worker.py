@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import sys
@@ -99,7 +100,7 @@ class Worker:
             engine,
             max_waiting=config.max_waiting,
             address=self.transfers.address,
-            fetch=fetch_blocks,
+            fetch=functools.partial(fetch_blocks, device=device),
             lease_s=config.lease_s,
             on_transfer_failure="fail" if config.on_transfer_failure == "fail" else "recompute",
         )
