@@ -14,9 +14,6 @@ ROOT = Path(__file__).parent.parent
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a script, and inherited by commands
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-if not Path("/dev/nvidiactl").exists():  # read when triton is first imported: kernels run in its interpreter
-    os.environ.setdefault("TRITON_INTERPRET", "1")
-
 CARD = """
 slug = "synthetic"
 title = "Synthetic: a system whose answers are known"

@@ -36,6 +36,9 @@ def serve(
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:0.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     layers: Annotated[int | None, typer.Option(help="Only the model's first so many, for measurements.")] = None,
+    random_weights: Annotated[
+        bool, typer.Option(help="MODEL is a config.json or its folder: draw weights of that shape, to measure speed.")
+    ] = False,
     block_size: Annotated[int, typer.Option(help="Tokens a block of the cache.")] = 16,
     cache_gib: Annotated[float, typer.Option(help="Memory of keys and values, of each instance.")] = 1.0,
     max_tokens_per_step: Annotated[int, typer.Option(help="Of all requests together.")] = 512,
@@ -61,6 +64,8 @@ def serve(
     if not cache_gib > 0:
         raise BadInput(f"the cache needs memory; got --cache-gib {cache_gib:g}")
     wanted = _roles(roles)
+    if random_weights and wanted:
+        raise BadInput("random weights are served by one engine; leave --roles out")
     if on not in ("local", "ray") or (on == "ray" and not wanted):
         raise BadInput(f"--on is local, or ray together with --roles; got {on!r}")
     try:
@@ -91,6 +96,7 @@ def serve(
         lease,
         on_transfer_failure,
         "ray" if on == "ray" else "local",
+        random_weights,
     )
     listening = bind(host, port)
 

@@ -69,8 +69,47 @@ SWEEP = Workload(
         "levels": [1, 2, 4, 8, 16],
         "short": [64, 8],
         "long": [256, 8],
+        "warm_levels": False,
         "twin_margin": 1.5,
     },
+)
+LLAMA_8B = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "num_hidden_layers": 32,
+    "vocab_size": 128256,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 5e5,
+    "torch_dtype": "bfloat16",
+}
+GPU_ENGINE = {
+    "server": "random",
+    "vocabulary": 128256,
+    "least_requests": 4,
+    "config": LLAMA_8B,
+    "flags": [
+        *("--cache-gib", 60, "--max-sequences", 256, "--max-tokens-per-step", 8192),
+        *("--max-waiting", 2048, "--max-requests", 2048),
+    ],
+}
+GPU_SWEEP = Workload(
+    "8B shape, random weights, 128/32 and 1,024/32 tokens",
+    {
+        **GPU_ENGINE,
+        "levels": [1, 4, 16, 64, 256],
+        "short": [128, 32],
+        "long": [1024, 32],
+        "warm_levels": True,
+        "twin_margin": 1.5,
+    },
+)
+GPU_FLOOD = Workload(
+    "1,000 streams of 128/16 tokens, 8B shape",
+    {**GPU_ENGINE, "streams": 1000, "prompt": 128, "output": 16, "ramp_s": 1.0, "limit_s": 60.0},
 )
 FLOOD = Workload(
     "1,000 streams of 8/4 tokens",
@@ -103,6 +142,22 @@ GROUPED_PAGES = Workload(
 LATENT_PAGES = Workload(
     "one latent for 9 heads, 16 sequences of 512 tokens",
     {**GROUPED_PAGES.params, "kv_heads": 1, "head_dim": 160, "config": LATENT},
+)
+
+GPU_PAGES = {**SHARED_PAGES, "rows": 64, "context": 2048, "steps": 8, "warmup": 2, "repeats": 9}
+GPU_GROUPED = Workload(
+    "grouped queries of an 8B shape, 64 sequences of 2,048 tokens",
+    {**GPU_PAGES, "heads": 32, "kv_heads": 8, "head_dim": 128, "config": LLAMA_8B},
+)
+GPU_LATENT = Workload(
+    "one latent of 512 for 16 heads, 64 sequences of 2,048 tokens",  # DeepSeek's on one of eight ranks, without RoPE
+    {
+        **GPU_PAGES,
+        "heads": 16,
+        "kv_heads": 1,
+        "head_dim": 512,
+        "config": {**LATENT, "num_hidden_layers": 61, "kv_lora_rank": 512, "qk_rope_head_dim": 64},
+    },
 )
 
 ADVICE = Experiment(
@@ -140,7 +195,10 @@ SATURATION = Experiment(
     "closed loop at rising concurrency, two lengths, and the client alone",
     (Contender("server", "system"),),
     loads.measure_saturation,
-    {"laptop": Size((SWEEP,), 5, time_limit_s=2 * MINUTE, estimate_s=22)},
+    {
+        "laptop": Size((SWEEP,), 5, time_limit_s=2 * MINUTE, estimate_s=22),
+        "gpu": Size((GPU_SWEEP,), 5, time_limit_s=3 * MINUTE, memory_limit_bytes=2**35, estimate_s=35),
+    },
     alone=True,
 )
 ROBUSTNESS = Experiment(
@@ -151,7 +209,7 @@ ROBUSTNESS = Experiment(
     {
         "smoke": Size((SMALL_FLOOD,), 1, time_limit_s=MINUTE, estimate_s=2),
         "laptop": Size((FLOOD,), 1, time_limit_s=1.5 * MINUTE, estimate_s=25),
-        "gpu": Size((FLOOD,), 1, time_limit_s=1.5 * MINUTE, estimate_s=25),
+        "gpu": Size((GPU_FLOOD,), 1, time_limit_s=2 * MINUTE, memory_limit_bytes=2**35, estimate_s=25),
     },
     alone=True,
 )
@@ -164,6 +222,7 @@ PAGE_SWEEP = Experiment(
     {
         "smoke": Size((SMALL_PAGES,), 1, time_limit_s=MINUTE, estimate_s=2),
         "laptop": Size((GROUPED_PAGES, LATENT_PAGES), 5, time_limit_s=MINUTE, estimate_s=1.5),
+        "gpu": Size((GPU_GROUPED, GPU_LATENT), 5, time_limit_s=MINUTE, memory_limit_bytes=2**35, estimate_s=4),
     },
     alone=True,
 )
@@ -179,6 +238,15 @@ PAGE_TIME = Experiment(
     {
         "smoke": Size((SMALL_PAGES,), 1, repeats=2, time_limit_s=MINUTE, estimate_s=2),
         "laptop": Size((GROUPED_PAGES, LATENT_PAGES), 5, repeats=15, warmup=2, time_limit_s=MINUTE, estimate_s=1.5),
+        "gpu": Size(
+            (GPU_GROUPED, GPU_LATENT),
+            5,
+            repeats=15,
+            warmup=2,
+            time_limit_s=MINUTE,
+            memory_limit_bytes=2**35,
+            estimate_s=4,
+        ),
     },
     kind="interleaved",
 )
@@ -247,8 +315,8 @@ CHECK = Check(
             effect="ratio",
             better="higher",
             unit="x",
-            measured="measured saturation of 64-token prompts over that of 256-token prompts",
-            cannot_show=f"500 and 100-200 requests, and bandwidth as the cause: this processor computes; {TOY}",
+            measured="measured saturation of 64-token prompts over that of 256-token ones (128 and 1,024 on a GPU)",
+            cannot_show=f"500 and 100-200 requests, and bandwidth as the cause: a processor computes; {TOY}",
         ),
         Claim(
             "saturation_predicted",
@@ -260,7 +328,7 @@ CHECK = Check(
             better="lower",
             unit="x",
             measured="the larger of measured over predicted saturation and its inverse, worse of two lengths",
-            cannot_show=f"points above 32, which count as 32; {TOY}",
+            cannot_show=f"points above 32 (512 on a GPU), which count as that; {TOY}",
         ),
         Claim(
             "client_headroom",

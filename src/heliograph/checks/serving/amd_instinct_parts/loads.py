@@ -47,7 +47,7 @@ def measure_saturation(context: Context) -> Mapping[str, Any]:
     with open_server(echo) as server:
         alone, _ = asyncio.run(_sweep(server.url, echo, levels[-1:], context, ("short",)))
     points = {name: min(fitted_saturation(found), last) for name, found in rates.items()}
-    predicted = _predicted(load, token_s, last)
+    predicted = _predicted(load, token_s, last, context.device)
     both = ("short", "long")
     context.keep("rates", {name: {str(level): rate for level, rate in found.items()} for name, found in rates.items()})
     context.keep("predicted", predicted)
@@ -73,6 +73,10 @@ async def _sweep(
     async with CompletionClient(url, connections=max(levels)) as client:
         await run_closed_loop(client, _requests(load, 2, load["short"][0], load["short"][1], salt), 1)  # warm-up
         for place, level in enumerate(levels):
+            if load["warm_levels"]:  # a size of step that is new compiles and records for a while
+                salt += 1
+                prompt = load[names[0].removesuffix(", again")][0]
+                await run_closed_loop(client, _requests(load, level, prompt, 4, salt), level)
             order = names if place % 2 == 0 else names[::-1]
             for name in order:
                 salt += 1
@@ -98,11 +102,13 @@ def _all_succeeded(run: LoadRun) -> Any:
     return summary
 
 
-def _predicted(load: Workload, token_s: float, last: float) -> dict[str, float]:
-    """From the model's shape and rates of this processor; the empty step from the time a token at concurrency 1."""
+def _predicted(load: Workload, token_s: float, last: float, device: str) -> dict[str, float]:
+    """From the model's shape and rates of this device; the empty step from the time a token at concurrency 1."""
     shape = read_shape(load["config"])
     (prompt, output), (long_prompt, long_output) = load["short"], load["long"]
-    model = CapacityModel(shape, measure_rates(), kv_number_bytes=4.0).calibrated(token_s, prompt + output // 2)
+    number_bytes = 4.0 if device == "cpu" else 2.0
+    model = CapacityModel(shape, measure_rates(device=device), kv_number_bytes=number_bytes)
+    model = model.calibrated(token_s, prompt + output // 2)
     short = model.saturation(prompt + output // 2, prompt, output)
     long = model.saturation(long_prompt + long_output // 2, long_prompt, long_output)
     return {"short": min(short, last), "long": min(long, last), "naive": min(model.by_active_parameters(), last)}

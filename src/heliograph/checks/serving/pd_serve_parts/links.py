@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from heliograph.checks.serving.pd_serve_parts import peer
 from heliograph.checks.serving.pd_serve_parts.caches import sent_cache
 from heliograph.serving.pd_serve.transfer import (
     ACK,
@@ -160,6 +161,8 @@ def measure_identity(context: Context) -> Mapping[str, Any]:
 
 def measure_times(context: Context) -> Mapping[str, Callable[[], Any]]:
     """A function for each way; gathering, sending, scattering and acknowledgements are all inside."""
+    if context.device == "cuda":
+        return peer.measure_times(context)
     load = context.workload
     cache, blocks = sent_cache(load["model"], load["tokens"], load["block_size"], context.seed)
     opened = open_link(
