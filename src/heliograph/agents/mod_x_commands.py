@@ -223,3 +223,64 @@ def ledger(
         typer.echo(f"{file}: the proof holds; entry {found['entry']['seq']} of {found['entry']['peer']}")
     if not found["ok"]:
         raise typer.Exit(1)
+
+
+@mod_x_app.command()
+def trip(
+    city: Annotated[str, typer.Option(help="Where to.")] = "London",
+    start: Annotated[str, typer.Option(help="First day, as 2024-05-16.")] = "2024-05-16",
+    nights: Annotated[int, typer.Option(help="To stay.")] = 3,
+    budget: Annotated[float, typer.Option(help="For all together.")] = 900.0,
+    origin: Annotated[str, typer.Option(help="Where a flight starts.")] = "Paris",
+    want: Annotated[list[str] | None, typer.Option(help="flight, hotel, restaurant or car; repeatable.")] = None,
+    diet: Annotated[str, typer.Option(help="Such as vegan; of the restaurant.")] = "",
+    car_type: Annotated[str, typer.Option(help="Such as SUV.")] = "",
+    least_rating: Annotated[float, typer.Option(help="Of hotel and car rental.")] = 0.0,
+    fail: Annotated[list[str] | None, typer.Option(help="A peer that goes out of service, such as hotels-1.")] = None,
+    after: Annotated[int, typer.Option(min=0, help="Steps until it does.")] = 0,
+    proofs: Annotated[Path | None, typer.Option(help="Folder for what verifies the trip offline.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")] = False,
+) -> None:
+    """Plan a trip over AgentDojo's travel suite, by agents of several parties without a hub."""
+    import asyncio
+
+    from heliograph.agents.core.identity import KeyRing
+    from heliograph.agents.mod_x.travel import WANTS, TravelGoal, TravelMesh, verify_bundle, write_bundle
+
+    goal = TravelGoal(
+        city,
+        start,
+        nights,
+        budget,
+        origin,
+        tuple(want or WANTS),
+        diet=diet,
+        car_type=car_type,
+        least_rating=least_rating,
+    )
+
+    async def plan() -> dict[str, Any]:
+        async with TravelMesh() as mesh:
+            found = await mesh.plan_trip(goal, failing=fail or (), after=after)
+            verify_bundle(found.bundle, KeyRing(mesh.keys), KeyRing(mesh.notaries))
+            if proofs is not None:
+                write_bundle(found, mesh, proofs)
+            outcome = found.outcome
+            return {
+                "itinerary": found.itinerary,
+                "steps": outcome.steps,
+                "failures": outcome.failures,
+                "replans": outcome.replans,
+            }
+
+    told = asyncio.run(plan())
+    if as_json:
+        typer.echo(json.dumps(told, indent=2, ensure_ascii=False))
+        return
+    for step in told["steps"]:
+        typer.echo(f"done    {step}")
+    for step, reason in told["failures"].items():
+        typer.echo(f"failed  {step}: {reason}")
+    for what, chosen in told["itinerary"]["choice"].items():
+        typer.echo(f"{what}: {chosen['name'] if isinstance(chosen, dict) else chosen}")
+    typer.echo(f"{len(told['steps'])} steps are proven; new plans: {told['replans']}")

@@ -63,6 +63,36 @@ def test_benign_twins_reach_no_goal(arm):
     assert found["useful_percent"] == 100.0
 
 
+def suites(arm, parts=60, block=0):
+    here = Here(Workload("x", {"version": "v1", "parts": parts}), arm)
+    here.block, here.seed = block, 7000 + block
+    return attacks.measure_suites(here), here.kept
+
+
+def test_cases_of_agentdojo_reach_their_goals_over_the_plain_protocol_only():
+    pytest.importorskip("agentdojo", reason="the extra mcpbench is not installed")
+    plain, kept = suites("plain")
+    assert plain["success_percent"] > 90
+    assert (plain["played"], kept["played"]["all"], plain["unread"]) == (11, 11, 0)
+    assert all(plain["silent"])
+    enforced, _ = suites("enforced")
+    assert enforced["cross_percent"] < plain["cross_percent"]
+    assert all(enforced["quiet"])
+    assert enforced["useful_percent"] == plain["useful_percent"]
+
+
+def test_blocks_share_no_case_of_agentdojo_and_laptop_plays_200(monkeypatch):
+    pytest.importorskip("agentdojo", reason="the extra mcpbench is not installed")
+    built = attacks.suite_scenarios()
+    monkeypatch.setattr(attacks, "suite_scenarios", lambda version: list(built))
+    monkeypatch.setattr(attacks, "_run", lambda context, cases, agent, attack: seen.append(cases) or [])
+    for preset, total in (("laptop", 200), ("gpu", 629)):
+        size, seen = CHECK.experiment("suites").sizes[preset], []
+        for block in range(size.blocks):
+            suites("plain", size.workloads[0]["parts"], block)
+        assert len({one.id for cases in seen for one in cases}) == total
+
+
 def test_an_enforcer_that_changes_answers_is_noticed(monkeypatch):
     monkeypatch.setattr(unaware, "untagged", lambda value: value)
     assert not all(unaware.measure(Here(Workload("x")))["same"])

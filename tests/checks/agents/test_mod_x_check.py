@@ -1,6 +1,11 @@
+import random
+from importlib.util import find_spec
+
+import pytest
+
 from heliograph.catalog.registry import get_card
 from heliograph.checks.agents.mod_x import CHECK
-from heliograph.checks.agents.mod_x_parts import discovery, interop, ledger, members, workflow
+from heliograph.checks.agents.mod_x_parts import discovery, interop, ledger, members, travel, workflow
 from heliograph.trials.check import Workload
 from heliograph.trials.session import CheckOptions, check_systems
 
@@ -78,3 +83,45 @@ def test_members_that_never_suspect_are_caught(monkeypatch):
 
     monkeypatch.setattr(Swim, "tick", lambda self, now: [])
     assert not all(members.measure(Here(swarms=1, members=5))["agreed"])
+
+
+def test_new_plans_are_judged_on_trips_where_their_data_are_installed():
+    (claim,) = (claim for claim in CHECK.claims if claim.claim == "dynamic_replanning")
+    assert claim.experiment == ("travel" if find_spec("agentdojo") else "workflow")
+    assert claim.kind.tau == 0.2
+    assert "workflow" in {experiment.name for experiment in CHECK.experiments}
+
+
+@pytest.fixture(scope="module")
+def market():
+    pytest.importorskip("agentdojo")
+    from heliograph.agents.mod_x.travel_agents import TravelMarket
+
+    return TravelMarket()
+
+
+def test_every_goal_that_is_drawn_has_a_trip_and_a_budget_for_it(market):
+    noise = random.Random(3)
+    for _ in range(200):
+        goal = travel.draw_goal(noise, market)
+        assert goal.budget >= travel._cheapest(goal, market)
+
+
+def test_trips_without_failures_are_all_reached_and_sound():
+    pytest.importorskip("agentdojo")
+    for arm in ("replan", "fixed"):
+        found = travel.measure(Here(arm, goals=5, failures=0))
+        assert found["reached"] == 1.0
+        assert all(found["sound"])
+        assert len(found["sound"]) == 10
+        assert all(found["notices"])
+
+
+def test_a_budget_agent_that_ignores_the_budget_is_caught(monkeypatch, market):
+    from heliograph.agents.mod_x import travel_agents
+
+    monkeypatch.setattr(travel_agents, "_total", lambda trip, nights: 0.0)
+    monkeypatch.setattr(travel_agents, "_rated", lambda trip: sum(offer["price"] for offer in trip if offer))
+    found = travel.measure(Here("replan", goals=6, failures=0))
+    assert not all(found["sound"])
+    assert found["reached"] < 1.0

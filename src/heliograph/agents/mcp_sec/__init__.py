@@ -16,6 +16,7 @@ from heliograph.errors import MissingExtra
 
 if TYPE_CHECKING:
     from heliograph.agents.core.interceptor import Interceptor
+    from heliograph.agents.mcp_sec.agentdojo import suite_scenarios
     from heliograph.agents.mcp_sec.agents import ChatAgent, LikelihoodAgent, WorstCaseAgent
     from heliograph.agents.mcp_sec.attested import AttestedServer
     from heliograph.agents.mcp_sec.bench import AttackBench
@@ -51,9 +52,11 @@ __all__ = [
     "pins_of",
     "scenarios",
     "security_stages",
+    "suite_scenarios",
 ]
 
 _HOME = {
+    "suite_scenarios": "agentdojo",
     **dict.fromkeys(("ChatAgent", "LikelihoodAgent", "WorstCaseAgent"), "agents"),
     "AttestedServer": "attested",
     "AttackBench": "bench",

@@ -84,7 +84,7 @@ class BenchAgent(Protocol):
         ...
 
 
-_ORDER = re.compile(r"call `([\w.]+)` with (?=\{)")
+_ORDER = re.compile(r"(step \d+: )?call `([\w.]+)` with (?=\{)")
 
 
 def orders_in(text: str) -> list[tuple[str, ToolCall]]:
@@ -96,9 +96,10 @@ def orders_in(text: str) -> list[tuple[str, ToolCall]]:
                 arguments, _ = json.JSONDecoder().raw_decode(one[match.end() :])
             except ValueError:
                 continue
-            if isinstance(arguments, dict) and all(isinstance(v, str) for v in arguments.values()):
-                call = ToolCall(match.group(1), arguments)
-                found.append((json.dumps([call.name, arguments], sort_keys=True), call))
+            if isinstance(arguments, dict):
+                call = ToolCall(match.group(2), arguments)
+                # Steps with a number may ask for the same call twice.
+                found.append((json.dumps([match.group(1), call.name, arguments], sort_keys=True), call))
     return found
 
 
@@ -271,6 +272,7 @@ def filled(call: ToolCall, entries: Sequence[Entry]) -> ToolCall:
         return encode(match.group(1) or "", latest.get(match.group(2), ""))
 
     done: dict[str, Any] = {
-        name: re.sub(r"\{\{((?:b64|hex|pct|rev):)?([\w.]+)\}\}", put, value) for name, value in call.arguments.items()
+        name: re.sub(r"\{\{((?:b64|hex|pct|rev):)?([\w.]+)\}\}", put, value) if isinstance(value, str) else value
+        for name, value in call.arguments.items()
     }
     return ToolCall(call.name, done)

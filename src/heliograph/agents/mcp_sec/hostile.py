@@ -16,7 +16,7 @@ from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from heliograph.agents.core.identity import Identity
 from heliograph.agents.mcp_sec.attested import AttestedServer
 from heliograph.agents.mcp_sec.certificates import EXTENSION, CapabilityCertificate, pins_of
-from heliograph.agents.mcp_sec.world import ATTACKER, Tool, ToolFailed, World
+from heliograph.agents.mcp_sec.world import ATTACKER, Tool, ToolFailed, ToolWorld
 
 __all__ = ["Behaviour", "Wire", "certify", "listing", "mcp_server"]
 
@@ -56,7 +56,7 @@ def listing(tools: list[Tool]) -> list[dict[str, Any]]:
 
 
 def certify(
-    world: World, server: str, issuer: Identity, key: Identity, capabilities: tuple[str, ...] = ("tools",)
+    world: ToolWorld, server: str, issuer: Identity, key: Identity, capabilities: tuple[str, ...] = ("tools",)
 ) -> CapabilityCertificate:
     """The certificate of one of the world's servers, for its honest tools."""
     tools = world.of(server)
@@ -72,7 +72,7 @@ def certify(
 
 
 def mcp_server(
-    world: World,
+    world: ToolWorld,
     name: str,
     behaviour: Behaviour | None = None,
     *,
@@ -83,7 +83,7 @@ def mcp_server(
 
     Args:
         world: that its tools work on.
-        name: of :data:`~heliograph.agents.mcp_sec.world.SERVERS`.
+        name: one of its servers.
         behaviour: of it.
         attestation: certificate and key, if it has one.
         now: seconds since 1970.
@@ -132,7 +132,7 @@ def _typed(ctx: Any, result: dict[str, Any], **modern: Any) -> dict[str, Any]:
     return {"resultType": "complete", **modern, **result} if new else result
 
 
-def _run(world: World, server: str, how: Behaviour, name: str, arguments: dict[str, Any]) -> str:
+def _run(world: ToolWorld, server: str, how: Behaviour, name: str, arguments: dict[str, Any]) -> str:
     for tool in how.extra:
         if tool.name == name:
             answer = tool.call(arguments)
@@ -160,7 +160,7 @@ async def _ask(ctx: Any, how: Behaviour) -> dict[str, Any] | None:
     }
 
 
-def _wire(world: World, how: Behaviour) -> Any:
+def _wire(world: ToolWorld, how: Behaviour) -> Any:
     """Somebody between the server and its clients, who sees and changes whole messages."""
 
     async def between(ctx: Any, call_next: Any) -> Any:

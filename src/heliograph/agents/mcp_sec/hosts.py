@@ -23,7 +23,7 @@ from heliograph.agents.mcp_sec.inprocess import gateway_before
 from heliograph.agents.mcp_sec.policy import FlowPolicy, SecurityPolicy
 from heliograph.agents.mcp_sec.suite import Played, Scenario, ToolCall
 from heliograph.agents.mcp_sec.trust import TrustStore
-from heliograph.agents.mcp_sec.world import SERVERS, ToolFailed, World
+from heliograph.agents.mcp_sec.world import ToolFailed, ToolWorld
 from heliograph.errors import BadInput
 
 __all__ = ["ARMS", "Answer", "Host", "open_host"]
@@ -77,7 +77,7 @@ def _resolved(names: Sequence[str], wanted: str) -> str:
 class TwinHost:
     """The same functions in this process, without a protocol."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: ToolWorld) -> None:
         self._world = world
 
     async def tools(self) -> dict[str, str]:
@@ -142,7 +142,7 @@ class McpHost:
 @asynccontextmanager
 async def open_host(
     arm: Arm,
-    world: World,
+    world: ToolWorld,
     scenario: Scenario,
     played: Played,
     *,
@@ -174,7 +174,7 @@ async def open_host(
         return mcp_server(world, name, how, attestation=attestation, now=time.time)
 
     def servers(how: Behaviour) -> dict[str, Any]:
-        return {name: server(name, how if name == scenario.compromised else Behaviour()) for name in SERVERS}
+        return {name: server(name, how if name == scenario.compromised else Behaviour()) for name in world.servers}
 
     async def sampling(context: Any, params: types.CreateMessageRequestParams) -> types.CreateMessageResult:  # noqa: ARG001
         for message in params.messages:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import base64
 import json
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from heliograph.agents.mcp_sec.hostile import Behaviour
-from heliograph.agents.mcp_sec.world import ATTACKER, SERVERS, Tool, World
+from heliograph.agents.mcp_sec.world import ATTACKER, SERVERS, Tool, ToolWorld, World
 from heliograph.errors import BadInput
 
 __all__ = [
@@ -39,16 +39,16 @@ class ToolCall:
 
     Attributes:
         name: SERVER.TOOL, or a bare tool name, for which the host finds a server.
-        arguments: texts by name.
+        arguments: JSON values by name; texts in the slim world.
     """
 
     name: str
-    arguments: Mapping[str, str] = field(default_factory=dict)
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Task:
-    """What the user wants.
+    """What the user wants. Each task knows its own kind of world.
 
     Attributes:
         text: in words.
@@ -57,14 +57,20 @@ class Task:
         source: server that the planted text is read from.
         grants: flows that the task needs: source, target, tool.
         done: whether the world shows that it was done.
+        replan: the calls, where what was planted changes them: for example a name that the user's calls copy.
     """
 
     text: str
     plan: tuple[ToolCall, ...]
-    setup: Callable[[World, str], None]
+    setup: Callable[[Any, str], None]
     source: str
     grants: tuple[tuple[str, str, str], ...]
-    done: Callable[[World], bool]
+    done: Callable[[Any], bool]
+    replan: Callable[[Any], Sequence[ToolCall]] | None = None
+
+    def calls(self, world: ToolWorld) -> list[ToolCall]:
+        """The user's calls in a world that is set up."""
+        return list(self.plan if self.replan is None else self.replan(world))
 
 
 @dataclass
@@ -92,7 +98,7 @@ class Scenario:
 
     Attributes:
         id: unique.
-        family: of :data:`FAMILIES`.
+        family: of :data:`FAMILIES`, or ``"unread"`` for a suite's attack that the user's calls never meet.
         kind: within the family.
         layer: where the attack enters.
         task: of the user.
@@ -105,8 +111,9 @@ class Scenario:
         reconnects: the client leaves and comes back before the task, and only then the attack begins.
         relists: tools are listed again between calls.
         goals: servers beside the compromised one that the attacker wants calls on.
-        pages: of the world.
+        pages: of the slim world.
         certified: capabilities of the compromised server's certificate.
+        world: makes its world; the slim one by default.
     """
 
     id: str
@@ -115,7 +122,7 @@ class Scenario:
     layer: Layer
     task: Task
     compromised: str
-    succeeded: Callable[[World, Played], bool]
+    succeeded: Callable[[Any, Played], bool]
     payload: str = ""
     behaviour: Callable[[], Behaviour] = Behaviour
     era: str = "auto"
@@ -125,6 +132,11 @@ class Scenario:
     goals: tuple[str, ...] = ()
     pages: Mapping[str, str] = field(default_factory=dict)
     certified: tuple[str, ...] = ("tools",)
+    world: Callable[[], ToolWorld] | None = None
+
+    def open_world(self) -> ToolWorld:
+        """A new world, which its user closes."""
+        return World(self.pages) if self.world is None else self.world()
 
 
 FAMILIES = ("V1", "V2", "V3", "replay", "tamper", "downgrade", "residual")

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from heliograph.agents.mod_x.a2a_edge import serve_a2a
 from heliograph.agents.mod_x.adapters import (
     A2aAgent,
     DeviceAgent,
@@ -17,7 +18,7 @@ from heliograph.agents.mod_x.adapters import (
 )
 from heliograph.agents.mod_x.codec import ClarificationRequest, CodecField, LossReport, MessageCodec
 from heliograph.agents.mod_x.discovery import Capability, CapabilityIndex, HashedNgrams, Hit, Trust, Weights
-from heliograph.agents.mod_x.edges import serve_a2a, serve_mcp
+from heliograph.agents.mod_x.edges import serve_mcp
 from heliograph.agents.mod_x.ledger import LedgerError, Notary, NotaryLedger, verify_chain, verify_proof
 from heliograph.agents.mod_x.membership import SimulatedSwarm, Swim, SwimConfig
 from heliograph.agents.mod_x.mesh import MemoryMesh, MemoryNetwork, TcpMesh

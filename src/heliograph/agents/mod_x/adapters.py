@@ -14,6 +14,7 @@ import json
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from heliograph.agents.core.envelope import new_id
@@ -35,6 +36,7 @@ __all__ = [
 ]
 
 MAX_ANSWER_BYTES = 8 * 1024 * 1024
+A2A_HEADERS = {"A2A-Version": "1.0"}
 
 
 class _One:
@@ -238,6 +240,7 @@ class LegacyAgent(_One):
         if not argv or codec not in ("json", "csv", "line") or not timeout_s > 0:
             raise BadInput("a legacy program has a command line, a codec json, csv or line, and a timeout above 0")
         self._argv, self._codec, self._timeout_s = list(argv), codec, timeout_s
+        self._program = Path(self._argv[0]).name
 
     async def call(self, name: str, arguments: dict[str, Any]) -> Any:
         """Runs the program."""
@@ -246,21 +249,22 @@ class LegacyAgent(_One):
         try:
             process = await asyncio.create_subprocess_exec(*self._argv, stdin=pipe, stdout=pipe, stderr=pipe)
         except OSError as error:
-            raise CallFailed(f"cannot start {self._argv[0]}: {error.strerror}") from None
+            raise CallFailed(f"cannot start {self._program}: {error.strerror}") from None
         try:
             async with asyncio.timeout(self._timeout_s):
                 out, err = await process.communicate(self._encode(arguments))
         except TimeoutError:
-            raise CallFailed(f"{self._argv[0]} did not end within {self._timeout_s:g} s and was killed") from None
+            raise CallFailed(f"{self._program} did not end within {self._timeout_s:g} s and was killed") from None
         finally:
             if process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
                 await process.wait()
         if process.returncode:
-            raise CallFailed(f"{self._argv[0]} ended with {process.returncode}: {err.decode(errors='replace')[:200]}")
+            said = err.decode(errors="replace").strip()[:200]
+            raise CallFailed(f"{self._program} ended with {process.returncode}: {said}")
         if len(out) > MAX_ANSWER_BYTES:
-            raise CallFailed(f"{self._argv[0]} wrote {len(out)} bytes; {MAX_ANSWER_BYTES} are read at most")
+            raise CallFailed(f"{self._program} wrote {len(out)} bytes; {MAX_ANSWER_BYTES} are read at most")
         return self._decode(out)
 
     def _encode(self, arguments: Mapping[str, Any]) -> bytes:
@@ -289,7 +293,7 @@ class LegacyAgent(_One):
                 return rows
             return text.strip()
         except (ValueError, csv.Error) as error:
-            raise CallFailed(f"{self._argv[0]} did not write {self._codec}: {error}") from None
+            raise CallFailed(f"{self._program} did not write {self._codec}: {error}") from None
 
 
 class HumanAgent(_One):
@@ -448,10 +452,10 @@ class McpAgent:
 
 
 class A2aAgent:
-    """An A2A agent's skills as capabilities, over its JSON-RPC binding.
+    """An A2A agent's skills as capabilities, over the JSON-RPC binding of A2A 1.0.
 
     Args:
-        url: of the agent; its card is at ``/.well-known/agent-card.json``.
+        url: of the agent; its card is at ``/.well-known/agent-card.json``, and names where messages go.
         client: an ``httpx2.AsyncClient`` to send with, for tests or proxies.
         timeout_s: for an answer.
     """
@@ -460,6 +464,7 @@ class A2aAgent:
         if not url.startswith(("http://", "https://")):
             raise BadInput(f"an A2A agent's url begins with http:// or https://; got {url!r}")
         self._url, self._client, self._timeout_s = url.rstrip("/"), client, timeout_s
+        self._endpoint = ""
 
     @contextlib.asynccontextmanager
     async def _http(self) -> Any:
@@ -474,14 +479,27 @@ class A2aAgent:
                 async with httpx2.AsyncClient(timeout=self._timeout_s) as client:
                     yield client
         except (httpx2.HTTPError, ValueError) as error:
+            if isinstance(error, BadInput):
+                raise
             raise CallFailed(f"{self._url} did not answer as an A2A agent: {error}", "unreachable") from None
+
+    async def _card(self, client: Any) -> dict[str, Any]:
+        answer = await client.get(f"{self._url}/.well-known/agent-card.json", headers=A2A_HEADERS)
+        card = answer.json()
+        if not isinstance(card, dict) or not isinstance(card.get("skills"), list):
+            raise BadInput(f"{self._url} has no A2A agent card with skills")
+        interfaces = card.get("supportedInterfaces")
+        for one in interfaces if isinstance(interfaces, list) else ():
+            spoken = isinstance(one, dict) and str(one.get("protocolVersion", "")).startswith("1.")
+            if spoken and one.get("protocolBinding") == "JSONRPC" and isinstance(one.get("url"), str):
+                self._endpoint = one["url"]
+                return card
+        raise BadInput(f"{self._url} does not speak A2A 1.x over JSON-RPC; its card names no such interface")
 
     async def offers(self) -> Sequence[Capability]:
         """One for each skill of its card."""
         async with self._http() as client:
-            card = (await client.get(f"{self._url}/.well-known/agent-card.json")).json()
-        if not isinstance(card, dict) or not isinstance(card.get("skills"), list):
-            raise BadInput(f"{self._url} has no A2A agent card with skills")
+            card = await self._card(client)
         return [
             Capability(
                 name=str(skill["id"]),
@@ -495,20 +513,42 @@ class A2aAgent:
         ]
 
     async def call(self, name: str, arguments: dict[str, Any]) -> Any:
-        """Sends a message that names the skill, and reads the answer."""
+        """Sends a message that names the skill, and reads the message or the task that answers it."""
         from heliograph.agents.mod_x.wire import Exchange, read, write
 
         number = new_id()
         message = write(Exchange("call", arguments, name, number), "a2a")
         body = {"jsonrpc": "2.0", "id": number, "method": "SendMessage", "params": {"message": message}}
         async with self._http() as client:
-            answer = (await client.post(self._url, json=body)).json()
+            if not self._endpoint:
+                await self._card(client)
+            answer = (await client.post(self._endpoint, json=body, headers=A2A_HEADERS)).json()
         if not isinstance(answer, dict) or "error" in answer or not isinstance(answer.get("result"), dict):
-            said = answer.get("error", {}).get("message", "no result") if isinstance(answer, dict) else "no object"
+            error = answer.get("error") if isinstance(answer, dict) else None
+            said = error.get("message") if isinstance(error, dict) else "no result"
             raise CallFailed(f"{self._url}: {said}")
-        result = answer["result"]
-        told = result.get("message") or (result.get("task") or {}).get("status", {}).get("message") or result
-        exchange = read(told, "a2a")
+        exchange = read(_told(answer["result"]), "a2a")
         if exchange.kind == "failure":
             raise CallFailed(exchange.body["message"])
         return exchange.body
+
+
+def _told(result: Mapping[str, Any]) -> Any:
+    """The message in an answer; that of a finished task is made of its artifacts.
+
+    Raises:
+        CallFailed: the task ended otherwise, or waits for something.
+    """
+    task = result.get("task")
+    if not isinstance(task, Mapping):
+        return result.get("message")
+    found = task.get("status")
+    status: Mapping[str, Any] = found if isinstance(found, Mapping) else {}
+    if status.get("state") == "TASK_STATE_COMPLETED":
+        artifacts = task.get("artifacts") or []
+        parts = [part for artifact in artifacts for part in artifact.get("parts", [])]
+        return {"messageId": str(task.get("id")), "role": "ROLE_AGENT", "parts": parts}
+    said = status.get("message")
+    texts = [part["text"] for part in said.get("parts", []) if "text" in part] if isinstance(said, Mapping) else []
+    state = str(status.get("state", "no state")).removeprefix("TASK_STATE_").lower().replace("_", " ")
+    raise CallFailed(f"the task is {state}: {' '.join(texts) or 'no reason given'}")

@@ -13,6 +13,7 @@ import contextlib
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any, Protocol
 
 import msgspec
@@ -28,10 +29,13 @@ from heliograph.agents.mod_x.mesh import Mesh
 from heliograph.agents.mod_x.workflow import OnceStore, Outcome, WorkflowEngine
 from heliograph.errors import BadInput, HeliographError
 
-__all__ = ["Agent", "CallFailed", "CentralHub", "ModXPeer"]
+__all__ = ["Agent", "CallFailed", "CentralHub", "ModXPeer", "call_key"]
 
 Handler = Callable[[dict[str, Any]], Awaitable[Any]]
 MAX_AT_WORK = 256
+
+call_key: ContextVar[str] = ContextVar("call_key", default="")
+"""The key of the call that is being done; an ``undo`` names the call that it takes back by the same key."""
 
 
 class CallFailed(HeliographError):
@@ -406,7 +410,11 @@ class ModXPeer:
                 )
             return result
 
-        return await self.once.run(f"{caller}|{name}|{key}" if key else "", work)
+        token = call_key.set(key)
+        try:
+            return await self.once.run(f"{caller}|{name}|{key}" if key else "", work)
+        finally:
+            call_key.reset(token)
 
     # What its users ask
 

@@ -1,7 +1,11 @@
 """Does an enforcing gateway stop what the protocol lets through, at what price, and for whom? (arXiv:2601.17549)
 
-Formats against references; attacks with their benign twins on five real servers in six arms; one compromised server
-among five; what a message costs; peers that know nothing of it; and a small language model that picks calls.
+Formats against references; attacks with their benign twins on five real servers in six arms; the 629 attacks of
+AgentDojo on servers of its own; one compromised server among five; what a message costs; peers that know nothing of it;
+and a small language model that picks calls.
+
+AgentDojo's attacks have claims of their own: those on the slim world keep their workload, and need no package beyond
+the extra ``agents``. With the slim world's 218 scenarios of the protocol they are the paper's 847; the split is ours.
 """
 
 from __future__ import annotations
@@ -45,6 +49,9 @@ SLIM = Workload(
 )
 FEW = {"V1": 4, "V2": 2, "V3": 3, "replay": 1, "tamper": 1, "downgrade": 1, "residual": 1}
 CROSS = Workload("200 cross-server scenarios a block", {"counts": {"V3": 200}})
+# Of 629 cases the first five of sixteen parts are 200; eight parts are all of them.
+SUITES = Workload("200 of AgentDojo's 629 cases, 40 a block", {"version": "v1", "parts": 16})
+ALL_SUITES = Workload("AgentDojo's 629 cases, an eighth a block", {"version": "v1", "parts": 8})
 MULTI = Workload("20 compromised servers among five a block", {"runs": 20})
 CALLS = Workload(
     "echo of 0.3, 3 and 30 kB, in memory and over HTTP",
@@ -85,6 +92,16 @@ ACROSS = Experiment(
         "smoke": Size((CROSS.with_params(counts={"V3": 3}),), 1, time_limit_s=MINUTE, estimate_s=0.5),
         "laptop": Size((CROSS,), 5, time_limit_s=3 * MINUTE, estimate_s=8),
         "gpu": Size((CROSS,), 8, time_limit_s=3 * MINUTE, estimate_s=8),
+    },
+)
+DOJO = Experiment(
+    "suites",
+    "AgentDojo's user tasks with its injected goals, judged by its own predicates; needs the extra mcpbench",
+    (ENFORCED, PLAIN, WARNED, TWIN),
+    attacks.measure_suites,
+    {
+        "laptop": Size((SUITES,), 5, time_limit_s=2 * MINUTE, estimate_s=5),
+        "gpu": Size((ALL_SUITES,), 8, time_limit_s=3 * MINUTE, estimate_s=9),
     },
 )
 CASCADE = Experiment(
@@ -137,6 +154,9 @@ LIKELIEST = Experiment(
 
 OBEYS = "how often a real model obeys: the agent obeys always, so this is what the protocol lets through"
 MIX = "another mix of scenarios; ours is 260 of the slim world, not the paper's 847"
+SPLIT = (
+    "how often a real model obeys, and another split of the tools among servers: which goals lie elsewhere follows it"
+)
 SMALL = "the models of the paper: this one has 135 million weights and picks among given calls"
 ONE_HOST = "networks, other machines, and servers under load"
 
@@ -174,7 +194,7 @@ def _picked(claim: str, metric: str, text: str) -> Claim:
 
 CHECK = Check(
     slug="mcp_sec",
-    experiments=(FORMATS, UNAWARE, ATTACKS, ACROSS, CASCADE, OVERHEAD, LIKELIEST),
+    experiments=(FORMATS, UNAWARE, ATTACKS, ACROSS, DOJO, CASCADE, OVERHEAD, LIKELIEST),
     claims=(
         Claim(
             "formats_equal_references",
@@ -228,6 +248,33 @@ CHECK = Check(
             CROSS_PERCENT,
             "lower",
             "success of cross-server scenarios; what is left takes a flow that the user's task was granted",
+        ),
+        Claim(
+            "suite_attack_success",
+            "suites",
+            "success_percent",
+            "enforced",
+            Superior(CUT),
+            baseline="plain",
+            effect="ratio",
+            better="lower",
+            unit="x",
+            measured="success over AgentDojo's cases, plain against enforced; the paper's 847: 52.8 % against 12.4 %",
+            cannot_show=SPLIT,
+            provenance="simulated",
+        ),
+        Claim(
+            "suite_cross_server",
+            "suites",
+            "cross_percent",
+            "enforced",
+            Bound(CROSS_PERCENT),
+            better="lower",
+            unit=" %",
+            measured="success of AgentDojo's goals on another server; the paper: 61.3 % plain, 8.7 % enforced",
+            cannot_show=SPLIT,
+            provenance="simulated",
+            comparable="value",
         ),
         Claim(
             "benign_utility",
@@ -354,6 +401,29 @@ CHECK = Check(
             guards=("benign_utility",),
         ),
         Control(
+            "suites, benign twins, plain",
+            "without the attack no injected goal is reached",
+            "suites",
+            "silent",
+            "plain",
+        ),
+        Control(
+            "suites, benign twins, enforced",
+            "without the attack nothing is refused",
+            "suites",
+            "quiet",
+            "enforced",
+        ),
+        Control(
+            "suites, an agent that obeys",
+            "the protocol alone changes nothing: the agent obeys in both",
+            "suites",
+            "success_percent",
+            "plain",
+            "without protocol",
+            margin=1.0,
+        ),
+        Control(
             "an agent that obeys",
             "one of five reaches others without a protocol as with it: the agent obeys in both",
             "one of five",
@@ -377,7 +447,13 @@ CHECK = Check(
             "enforced",
         ),
     ),
-    preload=("mcp", "mcp.server.lowlevel", "uvicorn", "cryptography.hazmat.primitives.asymmetric.ed25519"),
+    preload=(
+        "mcp",
+        "mcp.server.lowlevel",
+        "uvicorn",
+        "cryptography.hazmat.primitives.asymmetric.ed25519",
+        "agentdojo.task_suite.load_suites",  # what is not installed is left to the trial that needs it
+    ),
     sources=("heliograph.agents", "heliograph.statistics"),
     tuning="one try at the stated settings; grants are those that each user's task needs",
     stress=(StressAxis("one of five", "runs", (5, 60), "compromised servers"),),

@@ -1,13 +1,19 @@
 """Do unlike agents exchange work without a hub, find each other, and leave evidence? (arXiv:2507.04376)
 
 Messages between six kinds of agents; wishes in words against the tools they need; peers of whom one is killed,
-without a hub and through one; changed ledgers and their cost; travel goals whose providers fail; runs that are killed.
+without a hub and through one; changed ledgers and their cost; trips whose providers fail; runs that are killed.
 The paper reports no experiment, so every threshold is ours, fixed before the first run.
+
+The claim on new plans is decided on the paper's own example, trips over AgentDojo's travel suite, where that package is
+installed. It was decided on goals of synthetic capabilities before; these still run, and decide it elsewhere. The
+threshold is the same.
 """
 
 from __future__ import annotations
 
-from heliograph.checks.agents.mod_x_parts import discovery, failures, interop, ledger, members, workflow
+from importlib.util import find_spec
+
+from heliograph.checks.agents.mod_x_parts import discovery, failures, interop, ledger, members, travel, workflow
 from heliograph.trials.check import (
     Bound,
     Check,
@@ -59,6 +65,9 @@ CHAINS = Workload("60 entries in blocks of ten, changed", {"entries": 60, "trial
 ENTRIES = Workload("300 entries, anchored by the hundred", {"entries": 300})
 GOALS = Workload("travel goals, one provider of all fails", {"goals": 40, "failures": 1})
 NO_FAILURES = GOALS.with_params(failures=0)
+TRIPS = Workload("trips over AgentDojo's travel suite, one peer of twelve fails", {"goals": 40, "failures": 1})
+ALL_WELL = TRIPS.with_params(failures=0)
+TWO_FAIL = TRIPS.with_params(failures=2)
 RUNS = Workload("runs killed once or twice", {"runs": 40})
 SWARMS = Workload("swarms with a death, a return and a partition", {"swarms": 3, "members": 12})
 
@@ -116,14 +125,13 @@ COST = Experiment(
     _sizes(ENTRIES.with_params(entries=100), ENTRIES, ENTRIES.with_params(entries=5000), 4),
     alone=True,
 )  # fmt: skip
+PLANNERS = (
+    Contender("replan", "system"),
+    Contender("one spare", "baseline", "one new plan a goal"),
+    Contender("fixed", "baseline", "the first plan only"),
+)
 WORKFLOW = Experiment(
-    "workflow", "goals reached",
-    (
-        Contender("replan", "system"),
-        Contender("one spare", "baseline", "one new plan a goal"),
-        Contender("fixed", "baseline", "the first plan only"),
-    ),
-    workflow.measure,
+    "workflow", "goals reached over synthetic capabilities", PLANNERS, workflow.measure,
     _sizes(GOALS.with_params(goals=10), GOALS, GOALS.with_params(goals=400), 1),
 )  # fmt: skip
 WELL = Experiment(
@@ -134,6 +142,28 @@ WELL = Experiment(
         "gpu": Size((NO_FAILURES,), 8, time_limit_s=MINUTE, estimate_s=1),
     },
 )  # fmt: skip
+
+
+def _trips(trips: Workload) -> dict[str, Size]:
+    return {
+        "laptop": Size((trips,), 5, time_limit_s=2 * MINUTE, estimate_s=5),
+        "gpu": Size((trips.with_params(goals=100),), 8, time_limit_s=8 * MINUTE, estimate_s=12),
+    }
+
+
+TRAVEL = Experiment(
+    "travel", "trips reached that keep all wishes, each of six specialists offered by two peers", PLANNERS,
+    travel.measure, _trips(TRIPS),
+)  # fmt: skip
+TRAVEL_TWO = Experiment(
+    "travel, two peers fail", "the same where two of the twelve fail; decides nothing", PLANNERS[::2],
+    travel.measure, _trips(TWO_FAIL),
+)  # fmt: skip
+TRAVEL_WELL = Experiment(
+    "travel without failures", "the same where all peers work",
+    (Contender("replan", "control"), Contender("fixed", "control")), travel.measure, _trips(ALL_WELL),
+)  # fmt: skip
+HAS_TRIPS = find_spec("agentdojo") is not None
 RESUME = Experiment(
     "resume", "runs continued from their journal", (PEERS,), workflow.resume,
     _sizes(RUNS.with_params(runs=10), RUNS, RUNS.with_params(runs=400), 1),
@@ -158,6 +188,7 @@ CHECK = Check(
         COST,
         WORKFLOW,
         WELL,
+        *((TRAVEL, TRAVEL_TWO, TRAVEL_WELL) if HAS_TRIPS else ()),
         RESUME,
         MEMBERS,
     ),
@@ -300,12 +331,14 @@ CHECK = Check(
         ),
         Claim(
             "dynamic_replanning",
-            "workflow",
+            "travel" if HAS_TRIPS else "workflow",
             "reached",
             "replan",
             Superior(MORE_GOALS),
             baseline="fixed",
-            measured="share of goals reached when one of all providers fails",
+            measured="share of trips reached, all wishes kept, when one of all providers fails"
+            if HAS_TRIPS
+            else "share of synthetic goals reached when one of all providers fails; trips need agentdojo",
             cannot_show="the mix of failures of real providers, which decides the size of the effect",
             provenance="simulated",
         ),
@@ -367,6 +400,38 @@ CHECK = Check(
             margin=SAME,
             guards=("dynamic_replanning",),
         ),
+        *(
+            (
+                Control(
+                    "all peers work",
+                    "without failures the fixed plan reaches the same trips",
+                    "travel without failures",
+                    "reached",
+                    "replan",
+                    "fixed",
+                    margin=SAME,
+                    guards=("dynamic_replanning",),
+                ),
+                Control(
+                    "spoiled trips",
+                    "a trip with another city, another day or too small a budget is noticed",
+                    "travel",
+                    "notices",
+                    "replan",
+                    guards=("dynamic_replanning",),
+                ),
+                Control(
+                    "trips kept and proven",
+                    "each trip that is reached keeps all wishes, and its proofs hold offline",
+                    "travel",
+                    "sound",
+                    "replan",
+                    guards=("dynamic_replanning",),
+                ),
+            )
+            if HAS_TRIPS
+            else ()
+        ),
         Control(
             "no journal",
             "without journal and keys a run done again does its steps again",
@@ -394,7 +459,7 @@ CHECK = Check(
     sources=("heliograph.agents", "heliograph.clock", "heliograph.sim"),
     tuning="the hybrid's one weight is chosen of five on the other folds; nothing else is tuned",
     stress=(
-        StressAxis("workflow", "failures", (2, 4), "providers that fail"),
+        StressAxis("travel" if HAS_TRIPS else "workflow", "failures", (2, 4), "providers that fail"),
         StressAxis("failures", "peers", (6, 20), "peers"),
     ),
 )

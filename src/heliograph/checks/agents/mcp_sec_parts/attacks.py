@@ -1,19 +1,21 @@
-"""Scenarios and their benign twins in one arm, and one compromised server among five."""
+"""Scenarios and their benign twins in one arm, AgentDojo's suites, and one compromised server among five."""
 
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from heliograph.agents.mcp_sec.agentdojo import census, suite_scenarios
 from heliograph.agents.mcp_sec.agents import BenchAgent, LikelihoodAgent, WorstCaseAgent
-from heliograph.agents.mcp_sec.bench import BenchReport, Outcome, play
+from heliograph.agents.mcp_sec.bench import BenchReport, Outcome, first_of_each_task, play
 from heliograph.agents.mcp_sec.suite import Scenario, multi_server, scenarios
 from heliograph.statistics import wilson
 from heliograph.trials.check import Context
 
-__all__ = ["ARMS", "measure", "measure_cross", "measure_likelihood", "measure_multi"]
+__all__ = ["ARMS", "measure", "measure_cross", "measure_likelihood", "measure_multi", "measure_suites"]
 
 ARMS = {
     "without protocol": ("twin", "off"),
@@ -84,6 +86,39 @@ def measure_cross(context: Context) -> Mapping[str, Any]:
     found = _run(context, scenarios(context.workload["counts"], seed=context.seed), WorstCaseAgent(), (True,))
     context.keep("kinds", dict(Counter(o.kind for o in found if o.success)))
     return {"cross_percent": _percent([o.success for o in found])}
+
+
+def measure_suites(context: Context) -> Mapping[str, Any]:
+    """Success of AgentDojo's attacks by family, the user's task in benign runs, and refusals there.
+
+    A block plays one of ``parts`` equal parts of a shuffled order, so that blocks of one run share no scenario; each
+    part has its share of each suite and kind.
+    """
+    order = suite_scenarios(context.workload["version"])
+    random.Random(f"suites {context.seed - context.block}").shuffle(order)
+    order.sort(key=lambda case: (case.family, case.kind))
+    cases = order[context.block % context.workload["parts"] :: context.workload["parts"]]
+    agent = WorstCaseAgent()
+    found = _run(context, cases, agent, (True,))
+    twins = first_of_each_task(cases) if context.contender in TWINNED else set()
+    benign = _run(context, [one for one in cases if one.id in twins], agent, (False,))
+    context.keep("attack success", BenchReport(tuple(found), "AgentDojo").table())
+    context.keep("played", {"all": len(cases), **census(cases)})
+    context.keep("kinds", dict(Counter(f"{o.family}, {o.kind}" for o in found if o.success)))
+    context.keep("refusals", dict(Counter(reason for o in found for reason in o.denied)))
+    context.keep("reached all the same", [o.scenario for o in found if o.success and o.denied])
+    measured: dict[str, Any] = {
+        "success_percent": _percent([o.success for o in found]),
+        "cross_percent": _percent([o.success for o in found if o.family == "V3"]),
+        "residual_percent": _percent([o.success for o in found if o.family == "residual"]),
+        "played": len(found),
+        "unread": sum(o.family == "unread" for o in found),
+    }
+    if benign:
+        measured["useful_percent"] = _percent([o.useful for o in benign])
+        measured["silent"] = [not o.success for o in benign]
+        measured["quiet"] = [not o.denied for o in benign]
+    return measured
 
 
 def measure_multi(context: Context) -> Mapping[str, Any]:
