@@ -19,8 +19,8 @@ from heliograph.errors import MissingData
 
 
 @contextlib.contextmanager
-def served(*options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    command = [sys.executable, "-m", "heliograph.cli", "serve", "smollm2-135m", "--port", "0", "--json"]
+def served(*options: str, model: str | None = "smollm2-135m") -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    command = [sys.executable, "-m", "heliograph.cli", "serve", *filter(None, [model]), "--port", "0", "--json"]
     process = subprocess.Popen(
         [*command, "--layers", "2", "--cache-gib", "0.1", *options],
         stdout=subprocess.PIPE,
