@@ -85,6 +85,7 @@ def open_link(
 ) -> Iterator[Link]:
     """A process with a cache of that block size, connected over loopback TCP."""
     listening = socket.create_server(("127.0.0.1", 0))
+    listening.settimeout(60)
     here, there = multiprocessing.get_context("fork").Pipe()
     child = os.fork()
     if child == 0:
@@ -92,6 +93,7 @@ def open_link(
         try:
             listening.close()
             here.close()
+            torch.set_num_threads(1)  # this process's other threads stayed behind
             _receiver(there.recv(), there, cache, tokens, block_size)
             code = 0
         finally:
