@@ -349,3 +349,25 @@ def test_two_calls_open_one_connection():
             await gateway.close()
 
     run(scenario)
+
+
+@ERAS
+def test_calls_one_after_another_need_no_further_connections(mode):
+    async def scenario():
+        ports = []
+        app = http_app()
+
+        async def watched(scope, receive, send):
+            if scope["type"] == "http" and scope["method"] == "POST":
+                ports.append(scope["client"][1])
+            await app(scope, receive, send)
+
+        async with serving(watched) as up, gateway_before({"up": up}) as (_, url), Client(url, mode=mode) as client:
+            await client.call_tool("echo", {"value": 0})
+            before = len(ports)
+            for number in range(10):
+                assert said(await client.call_tool("echo", {"value": number})) == str(number)
+        assert len(ports) - before == 10
+        assert len(set(ports[before:])) <= 3
+
+    run(scenario)

@@ -17,6 +17,7 @@ from mcp_types import methods
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 
 from heliograph.agents.core.guard import told
+from heliograph.agents.core.inbound import Inbound
 from heliograph.agents.core.interceptor import REJECTED_CODE, Rejected
 from heliograph.agents.core.links import LOST_CODE, Call, Link, LinkInfo, LinkLost, modern_meta
 from heliograph.agents.core.namespace import LISTS
@@ -80,7 +81,7 @@ def reshaped(method: str, inner: str, outer: str, result: dict[str, Any], server
 
 
 async def rounds(
-    link: Link, ctx: Any, capabilities: Mapping[str, Any], method: str, params: dict[str, Any], call: Call
+    link: Link, ctx: Inbound, capabilities: Mapping[str, Any], method: str, params: dict[str, Any], call: Call
 ) -> dict[str, Any]:
     """A request that crosses the eras.
 
@@ -99,7 +100,7 @@ async def rounds(
             return result
         answers = {}
         for key, request in (result.get("inputRequests") or {}).items():
-            outbound = ctx.session._request_outbound
+            outbound = ctx.outbound
             answers[key] = await outbound.send_raw_request(str(request["method"]), dict(request.get("params") or {}))
         body = {**body, "inputResponses": answers}
         if "requestState" in result:
@@ -108,7 +109,7 @@ async def rounds(
 
 
 async def listed(
-    gateway: Gateway, ctx: Any, session: Any, method: str, params: dict[str, Any], deadline_ms: float | None
+    gateway: Gateway, ctx: Inbound, session: Any, method: str, params: dict[str, Any], deadline_ms: float | None
 ) -> dict[str, Any]:
     """A list over all servers, page by page: a cursor names the server and that server's own cursor."""
     names = list(gateway.upstreams)
@@ -173,7 +174,7 @@ def _read_cursor(cursor: str) -> list[tuple[str, str | None]]:
         raise MCPError(types.INVALID_PARAMS, "the cursor is not one that this gateway gave") from None
 
 
-async def listen(gateway: Gateway, ctx: Any, params: dict[str, Any]) -> dict[str, Any]:
+async def listen(gateway: Gateway, ctx: Inbound, params: dict[str, Any]) -> dict[str, Any]:
     """A subscription of the stateless era: one at each server that is concerned, told as one.
 
     The caller gets one acknowledgement, once every server has given its own, and every event under its own request id.
@@ -186,7 +187,7 @@ async def listen(gateway: Gateway, ctx: Any, params: dict[str, Any]) -> dict[str
             uris.setdefault(name, []).append(inner)
     lists = {key: value for key, value in wanted.items() if key != "resourceSubscriptions"}
     targets = [name for name in gateway.upstreams if lists or name in uris]
-    outbound = ctx.session._request_outbound
+    outbound = ctx.outbound
     honoured: dict[str, dict[str, Any]] = {}
     acknowledged = False
 

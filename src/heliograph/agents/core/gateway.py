@@ -24,6 +24,7 @@ from weakref import WeakKeyDictionary
 import mcp_types as types
 from mcp.server.lowlevel import Server
 from mcp.shared.exceptions import MCPError
+from mcp.shared.inbound import x_mcp_header_map
 from mcp_types import methods
 from mcp_types.version import LATEST_HANDSHAKE_VERSION, MODERN_PROTOCOL_VERSIONS
 
@@ -32,6 +33,7 @@ from heliograph.agents.core.aggregate import listed, listen, merged_capabilities
 from heliograph.agents.core.envelope import CARRIER, Envelope, Meta
 from heliograph.agents.core.guard import GuardedLink, asked, guards_of, hello, told
 from heliograph.agents.core.identity import Principal
+from heliograph.agents.core.inbound import Inbound
 from heliograph.agents.core.interceptor import Chain, Interceptor, Rejected
 from heliograph.agents.core.links import LOST_CODE, TOO_LARGE_CODE, Call, Link, LinkInfo, LinkLost, ResponseTooLarge
 from heliograph.agents.core.namespace import LISTS, Namespace
@@ -152,6 +154,7 @@ class Gateway:
         self._sessions: WeakKeyDictionary[Any, _Session] = WeakKeyDictionary()
         self._serial = itertools.count(1)
         self._schemas: dict[str, dict[str, Any]] = {}
+        self._header_maps: dict[str, Mapping[tuple[str, ...], str]] = {}
         self._background: set[asyncio.Task[None]] = set()
         self.server: Server[Any] = Server(
             name, version=__version__, lifespan=self._lifespan, get_tool_input_schema=self._schemas.get
@@ -196,6 +199,7 @@ class Gateway:
         self.upstreams, self.namespace, self.chain = new, namespace, chain
         self.guards = guards_of(chain.interceptors)
         self._schemas.clear()
+        self._header_maps.clear()
         for session in list(self._sessions.values()):
             for kind in ("tools", "prompts", "resources"):
                 with contextlib.suppress(Exception):
@@ -216,23 +220,41 @@ class Gateway:
         task.add_done_callback(self._background.discard)
 
     async def _middleware(self, ctx: Any, call_next: Any) -> Any:
-        method, version = ctx.method, ctx.protocol_version
+        method = ctx.method
         if ctx.request_id is None:
             if method == "notifications/roots/list_changed":
-                await self._tell_all(ctx, method)
+                await self._tell_all(Inbound.of(ctx), method)
             return await call_next(ctx)
         if method == "initialize":
             return await self._initialize(ctx, call_next)
         if method == "server/discover":
             return await self._discover(ctx, call_next)
-        known = (method, version) in methods.CLIENT_REQUESTS
-        if method in _OWN or (not known and (method in methods.SPEC_CLIENT_METHODS or not self.namespace.bare)):
+        if not self.relays(method, ctx.protocol_version):
             return await call_next(ctx)
         if not ctx.session._connection.initialize_accepted:
             raise MCPError(types.INVALID_PARAMS, "Invalid request parameters", "")
-        return await self._relay(ctx)
+        return await self.relay(Inbound.of(ctx))
 
-    async def _relay(self, ctx: Any) -> dict[str, Any]:
+    @property
+    def spans(self) -> Any:
+        """The SDK's middleware for spans; None if there are others beside it and the gateway's own."""
+        before = self.server.middleware[:-1]
+        return before[0] if len(before) == 1 and self.server.middleware[-1] == self._middleware else None
+
+    def relays(self, method: str, version: str) -> bool:
+        """Whether a method is for the servers, and not for the gateway itself or for nobody."""
+        if method in _OWN:
+            return False
+        if (method, version) in methods.CLIENT_REQUESTS:
+            return True
+        return self.namespace.bare and method not in methods.SPEC_CLIENT_METHODS
+
+    async def relay(self, ctx: Inbound) -> dict[str, Any]:
+        """Sends a request through the chain to its server, and returns the result.
+
+        Raises:
+            MCPError: the answer is an error.
+        """
         if self.draining:
             raise MCPError(LOST_CODE, "the gateway is shutting down", {"retryable": True})
         params = dict(ctx.params or {})
@@ -240,7 +262,7 @@ class Gateway:
         if isinstance(meta, Mapping) and CARRIER in meta:  # says who sent it, and a caller must not
             params["_meta"] = {key: value for key, value in meta.items() if key != CARRIER}
         session = self._session_of(ctx)
-        outbound = ctx.session._request_outbound
+        outbound = ctx.outbound
         upstream, _ = self.namespace.route(ctx.method, params)
         principal = self.principal_of(ctx.request)
 
@@ -289,7 +311,7 @@ class Gateway:
             for observe in self.observers:
                 observe(Observation(upstream, ctx.method, outcome, time.perf_counter() - started))
 
-    async def _handle(self, ctx: Any, session: _Session | None, env: Envelope) -> Envelope:
+    async def _handle(self, ctx: Inbound, session: _Session | None, env: Envelope) -> Envelope:
         """The innermost step: to the server, and its answer or error back as an envelope."""
         method, params = str(env.payload["method"]), env.payload.get("params") or {}
         head = {"jsonrpc": "2.0", "id": env.payload.get("id")}
@@ -323,7 +345,7 @@ class Gateway:
     async def send(
         self,
         upstream: Upstream,
-        ctx: Any,
+        ctx: Inbound,
         session: _Session | None,
         method: str,
         params: dict[str, Any],
@@ -337,7 +359,7 @@ class Gateway:
         limit_s = min(
             upstream.spec.timeout_s, deadline_ms / 1000 if deadline_ms is not None else upstream.spec.timeout_s
         )
-        outbound = ctx.session._request_outbound
+        outbound = ctx.outbound
         namespace = self.namespace
 
         async def on_notify(name: str, body: dict[str, Any]) -> None:
@@ -345,7 +367,8 @@ class Gateway:
             if passed is not None:
                 await outbound.notify(name, namespace.notification(upstream.name, name, passed))
 
-        header_map = self._header_map(upstream, method, params)
+        outer = self.namespace.outer_name(upstream.name, str(params.get("name", "")))
+        header_map = self.header_map(method, {"name": outer})
         call = Call(on_notify, header_map)
         caller = self._caller(upstream, ctx, session)
         about = {"upstream": upstream.name}
@@ -384,13 +407,13 @@ class Gateway:
         return GuardedLink(upstream.name, link, self.guards) if self.guards else link
 
     async def _send_once(
-        self, link: Link, ctx: Any, session: _Session | None, method: str, params: dict[str, Any], call: Call
+        self, link: Link, ctx: Inbound, session: _Session | None, method: str, params: dict[str, Any], call: Call
     ) -> dict[str, Any]:
         if link.info.modern == (ctx.protocol_version in MODERN_PROTOCOL_VERSIONS):
             return await link.call(method, params, call)
         return await rounds(link, ctx, session.capabilities if session else {}, method, params, call)
 
-    def _caller(self, upstream: Upstream, ctx: Any, session: _Session | None) -> Caller:
+    def _caller(self, upstream: Upstream, ctx: Inbound, session: _Session | None) -> Caller:
         if session is None:
             return Caller(None, ctx.protocol_version)
         namespace = self.namespace
@@ -421,10 +444,10 @@ class Gateway:
 
         return Caller(session, session.version, session.capabilities, session.client_info, on_request, on_notify)
 
-    def _session_of(self, ctx: Any) -> _Session | None:
+    def _session_of(self, ctx: Inbound) -> _Session | None:
         if ctx.protocol_version in MODERN_PROTOCOL_VERSIONS:
             return None
-        connection = ctx.session._connection
+        connection = ctx.connection
         session = self._sessions.get(connection)
         if session is None:
             session = _Session(connection.session_id or f"local-{next(self._serial)}", connection)
@@ -438,7 +461,7 @@ class Gateway:
         return session
 
     @staticmethod
-    def _client_name(ctx: Any, session: _Session | None) -> str:
+    def _client_name(ctx: Inbound, session: _Session | None) -> str:
         if session is not None:
             return str(session.client_info.get("name", ""))
         meta = (ctx.params or {}).get("_meta") or {}
@@ -448,17 +471,18 @@ class Gateway:
     async def _initialize(self, ctx: Any, call_next: Any) -> Any:
         params = ctx.params or {}
         result = dict(await call_next(ctx))
-        session = self._session_of(ctx)
+        inbound = Inbound.of(ctx)
+        session = self._session_of(inbound)
         assert session is not None
         session.version = str(result.get("protocolVersion", LATEST_HANDSHAKE_VERSION))
         session.capabilities = dict(params.get("capabilities") or {})
         session.client_info = dict(params.get("clientInfo") or {})
-        return self._described(result, await self._infos(ctx, session))
+        return self._described(result, await self._infos(inbound, session))
 
     async def _discover(self, ctx: Any, call_next: Any) -> Any:
-        return self._described(dict(await call_next(ctx)), await self._infos(ctx, None))
+        return self._described(dict(await call_next(ctx)), await self._infos(Inbound.of(ctx), None))
 
-    async def _infos(self, ctx: Any, session: _Session | None) -> dict[str, LinkInfo]:
+    async def _infos(self, ctx: Inbound, session: _Session | None) -> dict[str, LinkInfo]:
         async def one(upstream: Upstream) -> LinkInfo | None:
             try:
                 info: LinkInfo | None = (await upstream.link(self._caller(upstream, ctx, session))).info
@@ -479,7 +503,7 @@ class Gateway:
             result["instructions"] = texts[0][1] if bare else "\n\n".join(f"{name}: {text}" for name, text in texts)
         return result
 
-    async def _tell_all(self, ctx: Any, method: str) -> None:
+    async def _tell_all(self, ctx: Inbound, method: str) -> None:
         session = self._session_of(ctx)
         for upstream in self.upstreams.values():
             with contextlib.suppress(LinkLost):
@@ -489,19 +513,16 @@ class Gateway:
         """Keeps input schemas: they say which arguments travel as headers too."""
         if len(self._schemas) > 10_000:
             self._schemas.clear()
+            self._header_maps.clear()
         for tool in result.get("tools", ()):
             if isinstance(tool, Mapping) and isinstance(tool.get("inputSchema"), dict):
-                self._schemas[self.namespace.outer_name(upstream.name, str(tool.get("name")))] = tool["inputSchema"]
+                name = self.namespace.outer_name(upstream.name, str(tool.get("name")))
+                self._schemas[name] = tool["inputSchema"]
+                self._header_maps[name] = x_mcp_header_map(tool["inputSchema"])
 
-    def _header_map(self, upstream: Upstream, method: str, params: Mapping[str, Any]) -> Mapping[tuple[str, ...], str]:
-        if method != "tools/call":
-            return {}
-        schema = self._schemas.get(self.namespace.outer_name(upstream.name, str(params.get("name", ""))))
-        if schema is None or "x-mcp-header" not in repr(schema):
-            return {}
-        from mcp.shared.inbound import x_mcp_header_map
-
-        return x_mcp_header_map(schema)
+    def header_map(self, method: str, params: Mapping[str, Any]) -> Mapping[tuple[str, ...], str]:
+        """Which arguments of a call travel as headers too, and in which; ``params`` are the caller's."""
+        return self._header_maps.get(str(params.get("name", "")), {}) if method == "tools/call" else {}
 
 
 def _specs(upstreams: Mapping[str, UpstreamSpec | str]) -> dict[str, UpstreamSpec]:

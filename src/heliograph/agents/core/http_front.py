@@ -26,6 +26,7 @@ from starlette.routing import Route
 
 from heliograph.agents.core.config import Listen
 from heliograph.agents.core.gateway import Gateway, Observation
+from heliograph.agents.core.http_exchange import ExchangeFront
 from heliograph.agents.core.identity import IdentityError, Principal
 from heliograph.errors import BadInput
 
@@ -85,14 +86,16 @@ class HttpFront:
         )
         self.registry.register(_State(gateway))
         gateway.observers.append(self._observe)
-        self._inner = gateway.server.streamable_http_app(
+        security = self._transport_security()
+        self._sdk = gateway.server.streamable_http_app(
             streamable_http_path=self.listen.path,
             max_request_body_size=self.listen.max_body_bytes,
             max_sessions=self.listen.max_sessions,
-            transport_security=self._transport_security(),
+            transport_security=security,
             host=self.listen.host,
             custom_starlette_routes=[Route("/health", self._health), Route("/metrics", self._metrics)],
         )
+        self._inner = ExchangeFront(gateway, self._to_sdk, self.listen, security)
 
     def _transport_security(self) -> TransportSecuritySettings | None:
         listen = self.listen
@@ -131,13 +134,21 @@ class HttpFront:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """ASGI."""
-        if scope["type"] == "http" and scope["path"] != "/health" and self.verifier is not None:
+        if scope["type"] != "http":
+            await self._sdk(scope, receive, send)
+            return
+        if scope["path"] != "/health" and self.verifier is not None:
             principal = self._caller(scope, self.verifier)
             if isinstance(principal, str):
                 await _refuse(principal, send)
                 return
-            scope = {**scope, _PRINCIPAL: principal, "user": _user(principal)}
+            scope = {**scope, _PRINCIPAL: principal}
         await self._inner(scope, receive, send)
+
+    async def _to_sdk(self, scope: Any, receive: Any, send: Any) -> None:
+        if _PRINCIPAL in scope:
+            scope = {**scope, "user": _user(scope[_PRINCIPAL])}
+        await self._sdk(scope, receive, send)
 
     @staticmethod
     def _caller(scope: Any, verifier: Verifier) -> Principal | str:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
-import httpcore2
 import mcp_types as types
 from mcp.shared.exceptions import MCPError
 from mcp.shared.inbound import (
@@ -24,7 +23,9 @@ from mcp.shared.inbound import (
 )
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from opentelemetry import propagate
+from opentelemetry.context import get_current
 
+from heliograph.agents.core.http_pool import ConnectError, HttpError, HttpPool, Response
 from heliograph.agents.core.links import (
     Call,
     LinkInfo,
@@ -52,16 +53,17 @@ class HttpLink:
     def __init__(
         self,
         url: str,
-        pool: httpcore2.AsyncConnectionPool,
+        pool: HttpPool,
         *,
         headers: Mapping[str, str],
         max_response_bytes: int,
     ) -> None:
         self.url, self._pool, self._max_bytes = url, pool, max_response_bytes
-        self._target = httpcore2.URL(url)  # parsed once: this path is the gateway's hot one
-        self._headers = [(b"host", _host_of(self._target)), (b"accept", b"application/json, text/event-stream")]
-        self._headers += [(b"content-type", b"application/json")]
-        self._headers += [(name.lower().encode("ascii"), value.encode("latin-1")) for name, value in headers.items()]
+        self._headers = [
+            ("accept", "application/json, text/event-stream"),
+            ("content-type", "application/json"),
+            *((name.lower(), value) for name, value in headers.items()),
+        ]
         self.info = LinkInfo("")
         self.alive = True
         self._next_id = 0
@@ -70,7 +72,7 @@ class HttpLink:
     async def open(
         cls,
         url: str,
-        pool: httpcore2.AsyncConnectionPool,
+        pool: HttpPool,
         *,
         headers: Mapping[str, str],
         max_response_bytes: int,
@@ -112,49 +114,47 @@ class HttpLink:
             routing[MCP_NAME_HEADER] = encode_header_value(name)
         if call.header_map:
             routing.update(mcp_param_headers(call.header_map, params.get("arguments") or {}))
-        propagate.inject(routing)
-        body = json.dumps({"jsonrpc": "2.0", "id": request_id, "method": method, "params": params}).encode()
-        headers = [
-            *self._headers,
-            (b"content-length", str(len(body)).encode()),
-            *((key.encode("ascii"), value.encode("latin-1")) for key, value in routing.items()),
-        ]
+        if get_current():  # without a span or baggage there is nothing to carry on
+            propagate.inject(routing)
+        message = {"jsonrpc": "2.0", "id": request_id, "method": method, "params": params}
+        body = _COMPACT.encode(message).encode()
         try:
-            async with self._pool.stream(
-                b"POST", self._target, headers=headers, content=body, extensions={"timeout": _TIMEOUTS}
-            ) as response:
+            response = await self._pool.post([*self._headers, *routing.items()], body)
+            try:
                 return await self._read(response, request_id, call)
-        except (httpcore2.ConnectError, httpcore2.ConnectTimeout, httpcore2.PoolTimeout) as error:
+            finally:
+                response.close()
+        except ConnectError as error:
             raise LinkLost(f"cannot reach {self.url}: {type(error).__name__}", unsent=True) from None
-        except (httpcore2.NetworkError, httpcore2.TimeoutException, httpcore2.ProtocolError) as error:
+        except HttpError as error:
             raise LinkLost(f"{self.url} broke off: {type(error).__name__}") from None
 
-    async def _read(self, response: httpcore2.Response, request_id: str | int, call: Call) -> dict[str, Any]:
-        kind = next((value for name, value in response.headers if name.lower() == b"content-type"), b"")
-        kind = kind.partition(b";")[0].strip().lower()
-        if kind == b"text/event-stream":
-            async for data in self._events(response):
-                message = _json_object(data)
-                if message is None:
-                    continue
-                if "method" in message and "id" not in message:
-                    await call.on_notify(message["method"], message.get("params") or {})
-                elif message.get("id") == request_id and "method" not in message:
-                    return result_of(message)
+    async def _read(self, response: Response, request_id: str | int, call: Call) -> dict[str, Any]:
+        kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind == "text/event-stream":
+            async with contextlib.aclosing(self._events(response)) as events:
+                async for data in events:
+                    message = _json_object(data)
+                    if message is None:
+                        continue
+                    if "method" in message and "id" not in message:
+                        await call.on_notify(message["method"], message.get("params") or {})
+                    elif message.get("id") == request_id and "method" not in message:
+                        return result_of(message)
             raise LinkLost(f"{self.url} ended its stream without an answer")
         content = bytearray()
-        async for chunk in response.aiter_stream():
+        while chunk := await response.chunk():
             content += chunk
             self._check_size(len(content))
-        message = _json_object(bytes(content)) if kind == b"application/json" else None
+        message = _json_object(bytes(content)) if kind == "application/json" else None
         if message is not None and ("result" in message or "error" in message):
             return result_of(message)
         raise MCPError(types.INTERNAL_ERROR, f"the server answered HTTP {response.status} without a JSON-RPC answer")
 
-    async def _events(self, response: httpcore2.Response) -> AsyncIterator[bytes]:
+    async def _events(self, response: Response) -> AsyncGenerator[bytes]:
         """The data of server-sent events, each of bounded size."""
         buffer, data = bytearray(), bytearray()
-        async for chunk in response.aiter_stream():
+        while chunk := await response.chunk():
             self._check_size(len(chunk) + len(buffer) + len(data))
             buffer += chunk
             while (end := buffer.find(b"\n")) >= 0:
@@ -178,14 +178,7 @@ class HttpLink:
         self.alive = False
 
 
-_TIMEOUTS = {"connect": 10.0, "pool": 10.0}
-"""Seconds; an answer has the caller's time."""
-
-
-def _host_of(url: httpcore2.URL) -> bytes:
-    default = {b"http": 80, b"https": 443}[url.scheme]
-    host = b"[" + url.host + b"]" if b":" in url.host else url.host
-    return host if url.port in (None, default) else host + b":%d" % url.port
+_COMPACT = json.JSONEncoder(separators=(",", ":"))
 
 
 def _json_object(data: bytes) -> dict[str, Any] | None:

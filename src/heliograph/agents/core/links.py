@@ -157,62 +157,6 @@ def info_of_discover(version: str, found: Mapping[str, Any]) -> LinkInfo:
     )
 
 
-class _BoundedTransport(httpx2.AsyncBaseTransport):
-    """Ends a body that outgrows the limit; the SDK bounds the events of a stream itself, but no plain answer."""
-
-    def __init__(self, inner: httpx2.AsyncBaseTransport, max_bytes: int, trouble: list[str]) -> None:
-        self._inner, self._max_bytes, self._trouble = inner, max_bytes, trouble
-
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        response = await self._inner.handle_async_request(request)
-        if not response.headers.get("content-type", "").startswith("text/event-stream"):
-            inner = response.stream
-            assert isinstance(inner, httpx2.AsyncByteStream)
-            response.stream = _BoundedStream(inner, self._max_bytes, self._trouble)
-        return response
-
-    async def aclose(self) -> None:
-        await self._inner.aclose()
-
-
-class _BoundedStream(httpx2.AsyncByteStream):
-    def __init__(self, inner: httpx2.AsyncByteStream, max_bytes: int, trouble: list[str]) -> None:
-        self._inner, self._max_bytes, self._trouble = inner, max_bytes, trouble
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        total = 0
-        async for chunk in self._inner:
-            total += len(chunk)
-            if total > self._max_bytes:
-                self._trouble.append(f"more than {self._max_bytes} bytes, the limit of this gateway")
-                raise httpx2.ReadError(self._trouble[-1])
-            yield chunk
-
-    async def aclose(self) -> None:
-        await self._inner.aclose()
-
-
-def http_client(
-    headers: Mapping[str, str],
-    *,
-    max_connections: int,
-    max_body_bytes: int | None = None,
-    trouble: list[str] | None = None,
-) -> httpx2.AsyncClient:
-    """A client with the given headers and no others of any caller, no proxies, no redirects."""
-    limits = httpx2.Limits(max_connections=max_connections, max_keepalive_connections=max_connections)
-    transport: httpx2.AsyncBaseTransport = httpx2.AsyncHTTPTransport(limits=limits)
-    if max_body_bytes is not None:
-        transport = _BoundedTransport(transport, max_body_bytes, [] if trouble is None else trouble)
-    return httpx2.AsyncClient(
-        headers=dict(headers),
-        transport=transport,
-        timeout=httpx2.Timeout(None, connect=10.0, pool=10.0),
-        trust_env=False,
-        follow_redirects=False,
-    )
-
-
 class StreamLink:
     """A dispatcher of the official SDK over a transport of the official SDK, owned by a task of its own.
 

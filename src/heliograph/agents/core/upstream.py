@@ -14,11 +14,12 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import httpcore2
 import mcp_types as types
 from mcp_types.version import LATEST_HANDSHAKE_VERSION
 
+from heliograph.agents.core.http_client import http_client
 from heliograph.agents.core.http_link import HttpLink
+from heliograph.agents.core.http_pool import HttpPool
 from heliograph.agents.core.links import (
     CLIENT_INFO,
     Answer,
@@ -30,7 +31,6 @@ from heliograph.agents.core.links import (
     WrongEra,
     handshake_of_pipe,
     handshake_of_session,
-    http_client,
     session_transport,
 )
 from heliograph.agents.core.pipes import pipe_transport
@@ -147,7 +147,7 @@ class Upstream:
         self._delay_s, self._not_before, self._last_error = 0.0, -math.inf, ""
         self._shared = _Slot()
         self._sessions: dict[Hashable, _Slot] = {}
-        self._pool: httpcore2.AsyncConnectionPool | None = None
+        self._pool: HttpPool | None = None
         self._modern: bool | None = False if spec.era == "sessions" else None
         self.gate = asyncio.Semaphore(spec.max_concurrency)
         self.calls = self.lost = self.opened = 0
@@ -228,6 +228,7 @@ class Upstream:
     async def _web_session(self, caller: Caller) -> StreamLink:
         trouble: list[str] = []
         client = http_client(
+            self.spec.url,
             self.spec.headers,
             max_connections=self.spec.max_concurrency + 2,
             max_body_bytes=self.spec.max_response_bytes,
@@ -272,10 +273,10 @@ class Upstream:
 
     async def _open_stateless(self) -> HttpLink:
         if self._pool is None:
-            self._pool = httpcore2.AsyncConnectionPool(
+            self._pool = HttpPool(
+                self.spec.url,
                 # Lists and subscriptions come on top of the calls that are counted.
                 max_connections=self.spec.max_concurrency + 256,
-                max_keepalive_connections=self.spec.max_concurrency,
             )
         limit = self.spec.max_response_bytes
         return await HttpLink.open(self.spec.url, self._pool, headers=self.spec.headers, max_response_bytes=limit)
@@ -309,4 +310,4 @@ class Upstream:
         self._sessions = {}
         await asyncio.gather(*(slot.link.close() for slot in slots if slot.link is not None), return_exceptions=True)
         if self._pool is not None:
-            await self._pool.aclose()
+            await self._pool.close()
