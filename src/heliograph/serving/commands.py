@@ -64,8 +64,6 @@ def serve(
     if not cache_gib > 0:
         raise BadInput(f"the cache needs memory; got --cache-gib {cache_gib:g}")
     wanted = _roles(roles)
-    if random_weights and wanted:
-        raise BadInput("random weights are served by one engine; leave --roles out")
     if on not in ("local", "ray") or (on == "ray" and not wanted):
         raise BadInput(f"--on is local, or ray together with --roles; got {on!r}")
     try:

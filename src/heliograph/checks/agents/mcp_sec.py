@@ -161,7 +161,9 @@ SMALL = "the models of the paper: this one has 135 million weights and picks amo
 ONE_HOST = "networks, other machines, and servers under load"
 
 
-def _bound(claim: str, experiment: str, metric: str, contender: str, value: float, better: str, text: str) -> Claim:
+def _bound(
+    claim: str, experiment: str, metric: str, contender: str, value: float, better: str, text: str, scale: str = OBEYS
+) -> Claim:
     return Claim(
         claim,
         experiment,
@@ -171,7 +173,7 @@ def _bound(claim: str, experiment: str, metric: str, contender: str, value: floa
         better=better,  # type: ignore[arg-type]
         unit=" %",
         measured=text,
-        cannot_show=OBEYS,
+        cannot_show=scale,
         provenance="simulated",
         comparable="value",
     )
@@ -263,18 +265,15 @@ CHECK = Check(
             cannot_show=SPLIT,
             provenance="simulated",
         ),
-        Claim(
+        _bound(
             "suite_cross_server",
             "suites",
             "cross_percent",
             "enforced",
-            Bound(CROSS_PERCENT),
-            better="lower",
-            unit=" %",
-            measured="success of AgentDojo's goals on another server; the paper: 61.3 % plain, 8.7 % enforced",
-            cannot_show=SPLIT,
-            provenance="simulated",
-            comparable="value",
+            CROSS_PERCENT,
+            "lower",
+            "success of AgentDojo's goals on another server; the paper: 61.3 % plain, 8.7 % enforced",
+            SPLIT,
         ),
         Claim(
             "benign_utility",

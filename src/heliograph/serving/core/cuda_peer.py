@@ -20,7 +20,7 @@ from heliograph.errors import HeliographError
 
 __all__ = ["PeerUnreachable", "checksum", "host_id", "open_tensor", "share_tensor"]
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "uint8": torch.uint8}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class PeerUnreachable(HeliographError):

@@ -22,13 +22,12 @@ from torch import Tensor
 from heliograph.errors import HeliographError
 from heliograph.serving.core import cuda_peer
 from heliograph.serving.core.async_engine import AsyncEngine, Held
-from heliograph.serving.core.cuda_peer import PeerUnreachable
+from heliograph.serving.core.cuda_peer import DTYPES, PeerUnreachable
 from heliograph.serving.core.frames import FrameError, Pace, receive_frame, send_frame
 from heliograph.serving.core.request import Ticket
 
 __all__ = ["KVServer", "TransferFailed", "fetch_blocks"]
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MAX_TRANSFER_BYTES = 2**34
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from heliograph.errors import BadInput
-from heliograph.serving.kv_serve.codecs import word_of
+from heliograph.serving.kv_serve.codecs import CodecError, pack_levels, unpack_levels, word_of
 from heliograph.serving.kv_serve.frame import (
     DTYPES,
     FrameDamaged,
@@ -34,7 +34,9 @@ from heliograph.serving.kv_serve.parts import Part, parts_of
 from heliograph.serving.kv_serve.pipeline import (
     BYTES,
     KVPipeline,
+    check_expected,
     check_probe,
+    check_raw,
     probe_of,
     restore,
     signs_checksum,
@@ -51,6 +53,12 @@ __all__ = ["DeviceFrame", "DeviceKVPipeline", "restore_on_device"]
 
 FUSED_TRANSFORMS = ("none", "hadamard")
 PACKED = ("none", "bitpack")
+
+
+def settle(device: torch.device) -> None:
+    """Waits until a device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _has_kernels(device: torch.device) -> bool:
@@ -348,32 +356,18 @@ def _packed(levels: Tensor, target: Tensor, base: int, digits: int, width: int) 
 
         pack(levels, target, base, digits, width)
         return
-    words = -(-len(levels) // digits)
-    padded = torch.nn.functional.pad(levels, (0, words * digits - len(levels))).view(digits, words)
-    total = torch.zeros(words, dtype=torch.int32, device=levels.device)
-    for row in range(digits - 1, -1, -1):
-        total = total * base + padded[row]
-    for byte in range(width):
-        target[byte * words : (byte + 1) * words] = (total >> (8 * byte) & 255).to(torch.uint8)
+    target.copy_(torch.from_numpy(pack_levels(levels.cpu().numpy(), base)))
 
 
 def _unpacked(packed: Tensor, count: int, base: int, digits: int, width: int) -> Tensor:
     if digits == 1:
         return packed
-    levels = torch.empty(count, dtype=torch.uint8, device=packed.device)
-    if _has_kernels(packed.device):
-        from heliograph.serving.kv_serve.device_triton import unpack
+    if not _has_kernels(packed.device):
+        return torch.from_numpy(unpack_levels(packed.cpu().numpy(), count, base)).to(packed.device)
+    from heliograph.serving.kv_serve.device_triton import unpack
 
-        unpack(packed, levels, base, digits, width)
-        return levels
-    words = -(-count // digits)
-    total = torch.zeros(words, dtype=torch.int32, device=packed.device)
-    for byte in range(width):
-        total += packed[byte * words : (byte + 1) * words].int() << (8 * byte)
-    for row in range(digits):
-        here = levels[row * words : (row + 1) * words]
-        here.copy_((total % base)[: len(here)])
-        total = total // base
+    levels = torch.empty(count, dtype=torch.uint8, device=packed.device)
+    unpack(packed, levels, base, digits, width)
     return levels
 
 
@@ -405,31 +399,23 @@ def restore_on_device(
         frame = DeviceFrame.from_bytes(frame, device)
     header, body = frame.header, frame.body if device is None else frame.body.to(device)
     own = header.layout
-    if fingerprint is not None and header.fingerprint != fingerprint:
-        raise FrameDamaged("fingerprint", f"the frame is of model {header.fingerprint!r}, this is {fingerprint!r}")
-    if layout is not None and own != layout:
-        raise FrameDamaged("layout", f"{layout} was expected; the frame holds {own}")
-    if own.nbytes > max_bytes:
-        raise FrameDamaged("layout", f"keys and values of {own.nbytes} bytes; at most {max_bytes} are taken")
+    check_expected(header, layout, fingerprint, max_bytes)
     if any(stream.codec not in PACKED for stream in header.streams):
         return restore(DeviceFrame(header, body).to_bytes()).kv.to(body.device)
     if header.point.lossless:
-        if [(s.kind, s.codec, s.count, s.nbytes) for s in header.streams] != [(BYTES, "none", *[own.nbytes] * 2)]:
-            raise FrameDamaged("format", f"one stream of {own.nbytes} bytes was expected; got {header.streams}")
+        check_raw(header)
         if len(body) != own.nbytes:
             raise FrameDamaged("truncated", f"{own.nbytes} bytes were announced; {len(body)} are there")
         return body.view(DTYPES[own.dtype]).view(own.shape)
     try:
         return _restore_lossy(header, body, fused)
-    except (BadInput, ValueError, RuntimeError, IndexError) as error:
+    except (CodecError, BadInput, ValueError, RuntimeError, IndexError) as error:
         raise FrameDamaged("format", f"the frame's parts do not fit together: {error}") from None
 
 
 def _restore_lossy(header: FrameHeader, body: Tensor, fused: bool) -> Tensor:
     point, layout = header.point, header.layout
-    if signs_checksum(point, layout, header.first_layer, header.heads) != header.signs:
-        raise FrameDamaged("signs", "the two ends derive different signs; both need the same version of this program")
-    stream_table(header)  # levels within their limits
+    stream_table(header)  # signs as here, levels within their limits
     plan = _plan(point, layout, header.first_layer, header.heads, header.levels, body.device, fused)
     wanted = (tuple(each.stream for each in plan.streams), plan.meta_bytes, plan.recent_bytes, plan.nbytes)
     if (header.streams, header.meta_bytes, header.recent_bytes, len(body)) != wanted:

@@ -11,7 +11,7 @@ from torch import Tensor
 from heliograph.errors import BadInput
 from heliograph.serving.core.frames import Pace
 from heliograph.serving.kv_serve.controller import CompressionController, TransferContext, Transferred
-from heliograph.serving.kv_serve.device import DeviceFrame, DeviceKVPipeline, restore_on_device
+from heliograph.serving.kv_serve.device import DeviceFrame, DeviceKVPipeline, restore_on_device, settle
 from heliograph.serving.kv_serve.frame import KVLayout
 from heliograph.serving.kv_serve.link import Delivery, SteadyPace, fixed_decision
 from heliograph.serving.kv_serve.point import CompressionPoint
@@ -75,12 +75,12 @@ class DeviceLink:
             self._pipelines[decision.profile.point] = pipeline
         begin = self._clock()
         frame = pipeline.compress(kv, request=request, attempt=attempt)
-        self._settled(kv.device)
+        settle(kv.device)
         made = self._clock()
         arrived = DeviceFrame(frame.header, self.carry(frame.body))
         sent = self._clock()
         found = restore_on_device(arrived, fingerprint=self._fingerprint)
-        self._settled(self.target)
+        settle(self.target)
         restored = self._clock()
         taken = Transferred(made - begin, sent - made, restored - sent, frame.nbytes)
         self.sent_bytes += frame.nbytes
@@ -126,8 +126,3 @@ class DeviceLink:
             torch.cuda.current_stream(self.target).wait_stream(into)
             into.synchronize()
         return there
-
-    @staticmethod
-    def _settled(device: torch.device) -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)

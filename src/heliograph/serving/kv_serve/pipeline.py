@@ -276,12 +276,7 @@ def restore(
         FrameDamaged: anything that is not as it should be; ``reason`` says what.
     """
     header, rest = parse_frame(frame)
-    if fingerprint is not None and header.fingerprint != fingerprint:
-        raise FrameDamaged("fingerprint", f"the frame is of model {header.fingerprint!r}, this is {fingerprint!r}")
-    if layout is not None and header.layout != layout:
-        raise FrameDamaged("layout", f"{layout} was expected; the frame holds {header.layout}")
-    if header.layout.nbytes > max_bytes:
-        raise FrameDamaged("layout", f"keys and values of {header.layout.nbytes} bytes; at most {max_bytes} are taken")
+    check_expected(header, layout, fingerprint, max_bytes)
     try:
         if header.point.lossless:
             kv = _restore_bits(header, rest)
@@ -295,12 +290,36 @@ def restore(
     return Restored(kv, header, bound)
 
 
+def check_expected(header: FrameHeader, layout: KVLayout | None, fingerprint: str | None, max_bytes: int) -> None:
+    """Refuses a frame of another model or layout, or of more bytes than are taken.
+
+    Raises:
+        FrameDamaged: the header says otherwise.
+    """
+    if fingerprint is not None and header.fingerprint != fingerprint:
+        raise FrameDamaged("fingerprint", f"the frame is of model {header.fingerprint!r}, this is {fingerprint!r}")
+    if layout is not None and header.layout != layout:
+        raise FrameDamaged("layout", f"{layout} was expected; the frame holds {header.layout}")
+    if header.layout.nbytes > max_bytes:
+        raise FrameDamaged("layout", f"keys and values of {header.layout.nbytes} bytes; at most {max_bytes} are taken")
+
+
+def check_raw(header: FrameHeader) -> None:
+    """Refuses a frame of numbers as they are that has not just that one stream.
+
+    Raises:
+        FrameDamaged: other streams.
+    """
+    nbytes = header.layout.nbytes
+    if [(s.kind, s.codec, s.count, s.nbytes) for s in header.streams] != [(BYTES, "none", nbytes, nbytes)]:
+        raise FrameDamaged("format", f"one stream of {nbytes} bytes was expected; got {header.streams}")
+
+
 def _restore_bits(header: FrameHeader, rest: memoryview) -> Tensor:
     layout = header.layout
     size = DTYPES[layout.dtype].itemsize
     if header.point.codec == "none":
-        if [(s.kind, s.codec, s.count, s.nbytes) for s in header.streams] != [(BYTES, "none", *[layout.nbytes] * 2)]:
-            raise FrameDamaged("format", f"one stream of {layout.nbytes} bytes was expected; got {header.streams}")
+        check_raw(header)
         bits = torch.from_numpy(np.frombuffer(bytearray(rest), np.uint8))
         return bits.view(DTYPES[layout.dtype]).view(layout.shape)
     if len(header.streams) != size or any(s.kind != BYTES or s.base != 256 for s in header.streams):
@@ -315,8 +334,6 @@ def _restore_bits(header: FrameHeader, rest: memoryview) -> Tensor:
 
 def _restore_lossy(header: FrameHeader, rest: memoryview, with_bound: bool) -> tuple[Tensor, Tensor | None, float]:
     point, layout = header.point, header.layout
-    if signs_checksum(point, layout, header.first_layer, header.heads) != header.signs:
-        raise FrameDamaged("signs", "the two ends derive different signs; both need the same version of this program")
     table = stream_table(header)
     old = max(0, layout.tokens - point.keep_recent)
     dtype = DTYPES[layout.dtype]
@@ -371,9 +388,11 @@ def stream_table(header: FrameHeader) -> Tensor:
     """Levels [2, L, G] that a header names.
 
     Raises:
-        FrameDamaged: some that no quantiser has.
+        FrameDamaged: some that no quantiser has, or this end derives other signs.
     """
     layout = header.layout
+    if signs_checksum(header.point, layout, header.first_layer, header.heads) != header.signs:
+        raise FrameDamaged("signs", "the two ends derive different signs; both need the same version of this program")
     table = torch.frombuffer(bytearray(header.levels), dtype=torch.int16).long()
     if int(table.min()) < 2 or int(table.max()) > 256:
         raise FrameDamaged("format", "levels lie between 2 and 256")

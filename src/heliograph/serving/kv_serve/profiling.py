@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from heliograph.errors import BadInput
 from heliograph.lm.core.load import LanguageModel, load_model
-from heliograph.serving.kv_serve.device import DeviceKVPipeline, restore_on_device
+from heliograph.serving.kv_serve.device import DeviceKVPipeline, restore_on_device, settle
 from heliograph.serving.kv_serve.pipeline import KVPipeline, restore
 from heliograph.serving.kv_serve.point import CompressionPoint
 from heliograph.serving.kv_serve.profile import UNIFIED, CompressionProfile, ProfileSet
@@ -24,6 +25,7 @@ from heliograph.serving.kv_serve.tasks import FILLER, TASKS, TaskSample, make_sa
 __all__ = ["Progress", "measure_device_point", "measure_point", "profile_search", "profiles_of"]
 
 Progress = Callable[[str, float], object]
+F = TypeVar("F")
 
 
 @dataclass(frozen=True)
@@ -38,17 +40,7 @@ class Measured:
 def measure_point(point: CompressionPoint, kv: Tensor, *, scores: Tensor | None = None, repeats: int = 3) -> Measured:
     """Compresses and restores [L, 2, T, G, D] some times; the median counts."""
     pipeline = KVPipeline(point, scores=scores)
-    frame = pipeline.compress(kv)
-    restore(frame)
-    there, back = [], []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        frame = pipeline.compress(kv)
-        middle = time.perf_counter()
-        restore(frame)
-        there.append(middle - begin)
-        back.append(time.perf_counter() - middle)
-    return Measured(kv.nbytes / len(frame), kv.nbytes / statistics.median(there), kv.nbytes / statistics.median(back))
+    return _measured(pipeline.compress, restore, len, kv, repeats)
 
 
 def measure_device_point(
@@ -56,25 +48,27 @@ def measure_device_point(
 ) -> Measured:
     """The same on the device where [L, 2, T, G, D] lies; the point's codec is ``none`` or ``bitpack``."""
     pipeline = DeviceKVPipeline(point, scores=scores)
-    frame = pipeline.compress(kv)
-    restore_on_device(frame)
-    there, back = [], []
+    return _measured(pipeline.compress, restore_on_device, lambda frame: frame.nbytes, kv, repeats)
+
+
+def _measured(
+    compress: Callable[[Tensor], F], back: Callable[[F], object], size: Callable[[F], int], kv: Tensor, repeats: int
+) -> Measured:
+    """Medians of both directions, until the device of ``kv`` has done its part; the first time does not count."""
+    frame = compress(kv)
+    back(frame)
+    times = []
     for _ in range(repeats):
-        _settle(kv)
+        settle(kv.device)
         begin = time.perf_counter()
-        frame = pipeline.compress(kv)
-        _settle(kv)
+        frame = compress(kv)
+        settle(kv.device)
         middle = time.perf_counter()
-        restore_on_device(frame)
-        _settle(kv)
-        there.append(middle - begin)
-        back.append(time.perf_counter() - middle)
-    return Measured(kv.nbytes / frame.nbytes, kv.nbytes / statistics.median(there), kv.nbytes / statistics.median(back))
-
-
-def _settle(kv: Tensor) -> None:
-    if kv.is_cuda:
-        torch.cuda.synchronize(kv.device)
+        back(frame)
+        settle(kv.device)
+        times.append((middle - begin, time.perf_counter() - middle))
+    there_s, back_s = (statistics.median(column) for column in zip(*times, strict=True))
+    return Measured(kv.nbytes / size(frame), kv.nbytes / there_s, kv.nbytes / back_s)
 
 
 def profiles_of(

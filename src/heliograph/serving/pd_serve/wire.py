@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from heliograph.errors import BadInput, HeliographError
+from heliograph.serving.core.cuda_peer import DTYPES
 from heliograph.serving.core.frames import FrameError, Pace, receive_frame, send_frame
-from heliograph.serving.core.kv_transfer import DTYPES, MAX_TRANSFER_BYTES, KVServer, TransferFailed
+from heliograph.serving.core.kv_transfer import MAX_TRANSFER_BYTES, KVServer, TransferFailed
 from heliograph.serving.core.request import Ticket
 from heliograph.serving.core.torch_executor import TorchExecutor
 from heliograph.serving.pd_serve.transfer import ContiguousKV
