@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import socket
 import subprocess
 import sys
+import warnings
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,29 @@ async def gateway_before(upstreams: Any, interceptors: Any = (), **options: Any)
     gateway = Gateway(upstreams, interceptors)
     async with serving(HttpFront(gateway, Listen(**options.pop("listen", {})), **options)) as url:
         yield gateway, url
+
+
+@contextlib.contextmanager
+def all_closed() -> Iterator[None]:
+    """Fails if what ran inside left a file, a socket or a child's pipe for the garbage collector to close.
+
+    What tests before it left is collected first, so that it is not blamed on this one.
+    """
+    left: list[str] = []
+
+    def note(what: Any) -> None:
+        left.append(str(what.exc_value))
+
+    gc.collect()
+    before, sys.unraisablehook = sys.unraisablehook, note
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", ResourceWarning)
+            yield
+            gc.collect()
+    finally:
+        sys.unraisablehook = before
+    assert left == []
 
 
 def free_port() -> int:

@@ -119,6 +119,7 @@ def test_what_was_acknowledged_survives_kill_9(tmp_path):
     os.kill(writer.pid, signal.SIGKILL)
     acknowledged += [line.split() for line in writer.stdout.read().splitlines() if len(line.split()) == 2]
     writer.wait()
+    writer.stdout.close()
     last = next(Receipt(int(a), b) for a, b in reversed(acknowledged) if len(b) == 64)
     found = verify(path, head=last)
     assert found.ok

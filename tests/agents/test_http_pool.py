@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import socket
 
 import pytest
@@ -24,7 +23,7 @@ from heliograph.agents.core.http_pool import (
     ProtocolError,
     ReadError,
 )
-from tests.agents.serving import free_port, run
+from tests.agents.serving import all_closed, free_port, run
 
 JSON = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
 
@@ -421,7 +420,6 @@ def test_answer_that_came_whole_but_unread_does_not_stop_the_next():
     run(scenario)
 
 
-@pytest.mark.filterwarnings("error")
 def test_pool_leaves_nothing_open(caplog):
     server = Server(JSON + b"content-length: 2\r\n\r\nok")
 
@@ -431,6 +429,6 @@ def test_pool_leaves_nothing_open(caplog):
         await HttpPool(server.url, max_connections=1).close()
         HttpPool(server.url, max_connections=1)
 
-    run(scenario)
-    gc.collect()
+    with all_closed():
+        run(scenario)
     assert caplog.messages == []

@@ -301,10 +301,11 @@ def test_an_old_program_is_an_agent(codec, program, answer):
         ("import sys; sys.exit('bad city')", "bad city"),
         ("print('{')", "did not write json"),
         ("while True: pass", "killed"),
+        ("import os\nwhile True: os.write(1, bytes(65536))", "over 8388608 bytes"),
     ],
 )
 def test_an_old_program_that_fails_says_how(program, reason):
-    agent = LegacyAgent(one(), [sys.executable, "-c", program], timeout_s=0.5 if "while" in program else 20)
+    agent = LegacyAgent(one(), [sys.executable, "-c", program], timeout_s=0.5 if "pass" in program else 20)
     with pytest.raises(CallFailed, match=reason):
         asyncio.run(agent.call("do", {}))
 

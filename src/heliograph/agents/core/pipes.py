@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import signal
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TextIO
@@ -18,11 +16,9 @@ from mcp.client.stdio import get_default_environment
 from mcp.shared.message import SessionMessage
 from mcp_types import jsonrpc_message_adapter
 
-from heliograph.errors import BadInput
+from heliograph.agents.core.child import child_process
 
 __all__ = ["pipe_transport"]
-
-STOP_GRACE_S = 2.0
 
 
 @asynccontextmanager
@@ -48,77 +44,49 @@ async def pipe_transport(
     Raises:
         BadInput: the program cannot be started.
     """
-    try:
-        process = await asyncio.create_subprocess_exec(
-            command,
-            *args,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=errlog,
-            env={**get_default_environment(), **env},
-            cwd=cwd or None,
-            limit=max_line_bytes,
-            start_new_session=True,
-        )
-    except (OSError, ValueError) as error:
-        raise BadInput(f"cannot start {command}: {error}") from None
-    assert process.stdin is not None
-    assert process.stdout is not None
-    stdin, stdout = process.stdin, process.stdout
-    into_read, read = anyio.create_memory_object_stream[SessionMessage | Exception](0)
-    write, from_write = anyio.create_memory_object_stream[SessionMessage](0)
+    async with child_process(
+        [command, *args],
+        env={**get_default_environment(), **env},
+        cwd=cwd or None,
+        stderr=errlog,
+        max_line_bytes=max_line_bytes,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        stdin, stdout = process.stdin, process.stdout
+        into_read, read = anyio.create_memory_object_stream[SessionMessage | Exception](0)
+        write, from_write = anyio.create_memory_object_stream[SessionMessage](0)
 
-    async def reader() -> None:
-        async with into_read:
-            while True:
-                try:
-                    line = await stdout.readuntil(b"\n")
-                except asyncio.IncompleteReadError:
-                    return  # the end, perhaps in the middle of a line
-                except asyncio.LimitOverrunError:
-                    # Nothing after an unread flood can be trusted to be the start of a line.
-                    trouble.append(f"more than {max_line_bytes} bytes, the limit of this gateway")
-                    return
-                try:
-                    message = jsonrpc_message_adapter.validate_json(line, by_name=False)
-                except ValueError:
-                    continue  # servers print stray lines; nobody waits for those
-                with contextlib.suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
-                    await into_read.send(SessionMessage(message))
+        async def reader() -> None:
+            async with into_read:
+                while True:
+                    try:
+                        line = await stdout.readuntil(b"\n")
+                    except asyncio.IncompleteReadError:
+                        return  # the end, perhaps in the middle of a line
+                    except asyncio.LimitOverrunError:
+                        # Nothing after an unread flood can be trusted to be the start of a line.
+                        trouble.append(f"more than {max_line_bytes} bytes, the limit of this gateway")
+                        return
+                    try:
+                        message = jsonrpc_message_adapter.validate_json(line, by_name=False)
+                    except ValueError:
+                        continue  # servers print stray lines; nobody waits for those
+                    with contextlib.suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
+                        await into_read.send(SessionMessage(message))
 
-    async def writer() -> None:
-        async with from_write:
-            async for item in from_write:
-                try:
-                    stdin.write(item.message.model_dump_json(by_alias=True, exclude_unset=True).encode() + b"\n")
-                    await stdin.drain()
-                except (ConnectionError, RuntimeError):
-                    await into_read.aclose()
-                    return
+        async def writer() -> None:
+            async with from_write:
+                async for item in from_write:
+                    try:
+                        stdin.write(item.message.model_dump_json(by_alias=True, exclude_unset=True).encode() + b"\n")
+                        await stdin.drain()
+                    except (ConnectionError, RuntimeError):
+                        await into_read.aclose()
+                        return
 
-    try:
         async with anyio.create_task_group() as group:
             group.start_soon(reader)
             group.start_soon(writer)
             yield read, write
             group.cancel_scope.cancel()
-    finally:
-        with anyio.CancelScope(shield=True):
-            await _stop(process)
-
-
-async def _stop(process: asyncio.subprocess.Process) -> None:
-    if process.stdin is not None:
-        process.stdin.close()
-    for number in (None, signal.SIGTERM, signal.SIGKILL):
-        if number is not None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, number)
-        try:
-            async with asyncio.timeout(STOP_GRACE_S):
-                await process.wait()
-                break
-        except TimeoutError:
-            continue
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)  # children that outlived it

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from heliograph.agents.core.child import child_process
 from heliograph.agents.core.envelope import new_id
 from heliograph.agents.core.lm import LM
 from heliograph.agents.mod_x.discovery import Capability
@@ -245,26 +246,23 @@ class LegacyAgent(_One):
     async def call(self, name: str, arguments: dict[str, Any]) -> Any:
         """Runs the program."""
         self._check(name)
-        pipe = asyncio.subprocess.PIPE
+        words = self._encode(arguments)
         try:
-            process = await asyncio.create_subprocess_exec(*self._argv, stdin=pipe, stdout=pipe, stderr=pipe)
-        except OSError as error:
-            raise CallFailed(f"cannot start {self._program}: {error.strerror}") from None
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                out, err = await process.communicate(self._encode(arguments))
+            async with (
+                asyncio.timeout(self._timeout_s),
+                child_process(self._argv, stderr=asyncio.subprocess.PIPE, grace_s=0) as process,
+            ):
+                out, err = await _exchange(process, words)
+                await process.wait()
+        except BadInput as error:
+            raise CallFailed(str(error)) from None
         except TimeoutError:
             raise CallFailed(f"{self._program} did not end within {self._timeout_s:g} s and was killed") from None
-        finally:
-            if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
-                await process.wait()
+        if len(out) > MAX_ANSWER_BYTES:
+            raise CallFailed(f"{self._program} wrote over {MAX_ANSWER_BYTES} bytes and was killed")
         if process.returncode:
             said = err.decode(errors="replace").strip()[:200]
             raise CallFailed(f"{self._program} ended with {process.returncode}: {said}")
-        if len(out) > MAX_ANSWER_BYTES:
-            raise CallFailed(f"{self._program} wrote {len(out)} bytes; {MAX_ANSWER_BYTES} are read at most")
         return self._decode(out)
 
     def _encode(self, arguments: Mapping[str, Any]) -> bytes:
@@ -294,6 +292,32 @@ class LegacyAgent(_One):
             return text.strip()
         except (ValueError, csv.Error) as error:
             raise CallFailed(f"{self._program} did not write {self._codec}: {error}") from None
+
+
+async def _exchange(process: asyncio.subprocess.Process, words: bytes) -> tuple[bytes, bytes]:
+    """Gives a program its input; what it wrote to its output and its errors, not much more than the limit of each."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    stdin = process.stdin
+
+    async def feed() -> None:
+        with contextlib.suppress(ConnectionError):  # it need not read
+            stdin.write(words)
+            await stdin.drain()
+        stdin.close()
+
+    async def read(stream: asyncio.StreamReader) -> bytes:
+        read = bytearray()
+        while len(read) <= MAX_ANSWER_BYTES and (piece := await stream.read(65536)):
+            read += piece
+        if len(read) > MAX_ANSWER_BYTES:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+        return bytes(read)
+
+    _, out, err = await asyncio.gather(feed(), read(process.stdout), read(process.stderr))
+    return out, err
 
 
 class HumanAgent(_One):
