@@ -2,10 +2,11 @@
 
 All arms take the same prompts (cold caches: every repeat has prompts of its own) and give the same number of tokens.
 "equal" answers all have one length, which suits a static batch; "mixed" answers have lengths from 8 to 64, so that a
-static batch computes rows that nobody waits for. llama.cpp reads the file's own quantised weights, the others float32.
-"ours, again" is the first arm a second time: what it differs by is noise. "ours, warm prefix" finds all prompts in its
-prefix cache, with the hit rate beside it. llama.cpp is asked over HTTP; what the client itself takes for as many tokens
-is printed too.
+static batch computes rows that nobody waits for. Our arms and those of transformers take float32 weights, or bfloat16
+where they say so; llama.cpp reads the file's own quantised weights. Each arm is compared with transformers of its own
+format, and with transformers in float32. "ours, again" is the first arm a second time: what it differs by is noise.
+"ours, warm prefix" finds all prompts in its prefix cache, with the hit rate beside it. llama.cpp is asked over HTTP;
+what the client itself takes for as many tokens is printed too.
 
 python benchmarks/serving_cpu.py --output record.json       (llama.cpp: pip install xllamacpp)
 """
@@ -16,8 +17,6 @@ import argparse
 import importlib.metadata
 import json
 import logging
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -30,6 +29,7 @@ from typing import Any
 import torch
 
 from heliograph.data.language_models import smollm2_file
+from heliograph.devices import this_machine
 from heliograph.lm.core.load import LanguageModel, load_model
 from heliograph.lm.core.sampling import SamplingParams
 from heliograph.serving.core.engine import Engine
@@ -234,13 +234,18 @@ def make_work(model: LanguageModel, batch: int, kind: str, repeat: int) -> Work:
     return Work(prompts, tuple(torch.randint(8, 65, (batch,), generator=noise).tolist()))
 
 
+def median_ratio(own: Sequence[tuple[float, float]], other: Sequence[tuple[float, float]]) -> float:
+    """Of tokens a second, each repeat by itself."""
+    return statistics.median(a[0] / b[0] for a, b in zip(own, other, strict=True))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--batches", default="1,8,32")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    model = load_model("smollm2-135m")
+    model, half = (load_model("smollm2-135m", dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
     batches = [int(n) for n in options.batches.split(",")]
     peer = as_transformers(model)
     arms: dict[str, Arm] = {
@@ -250,6 +255,8 @@ def main() -> None:
         "ours, warm prefix": ours(model, warm=True),
         "transformers": transformers_generate(peer),
         "transformers, continuous": transformers_continuous(peer, max(batches)),
+        "ours, bfloat16": ours(half),
+        "transformers, bfloat16": transformers_generate(as_transformers(half).bfloat16()),
     }
     peers = ["xllamacpp"]
     try:
@@ -266,24 +273,26 @@ def main() -> None:
                 for name, arm in list(arms.items()) if repeat % 2 == 0 else list(arms.items())[::-1]:
                     seconds, first = arm(work)
                     found[name].append((work.tokens / seconds, first))
-            base = statistics.median(rate for rate, _ in found["transformers"])
             for name, values in found.items():
                 rate, first = (statistics.median(column) for column in zip(*values, strict=True))
-                paired = statistics.median(
-                    own[0] / other[0] for own, other in zip(values, found["transformers"], strict=True)
-                )
+                base = "transformers, bfloat16" if name.endswith("bfloat16") else "transformers"
+                paired = median_ratio(values, found[base])
                 row = {"batch": batch, "answers": kind, "arm": name, "tokens_per_s": rate, "first_token_s": first}
                 hits = getattr(arms[name], "hit_rate", None)
-                rows.append(row | {"over_transformers": paired, "prefix_hit_rate": hits})
+                over = {"over_transformers": paired, "over_float32": median_ratio(values, found["transformers"])}
+                rows.append(row | over | {"prefix_hit_rate": hits})
                 print(
                     f"batch {batch:3d} {kind:5s} {name:24s} {rate:8.1f} tokens/s, first tokens after {first:6.2f} s, "
-                    f"{paired:5.2f}x transformers" + ("" if hits is None else f", {hits:.0%} of prompts cached"),
+                    f"{paired:5.2f}x transformers, {over['over_float32']:5.2f}x in float32"
+                    + ("" if hits is None else f", {hits:.0%} of prompts cached"),
                     flush=True,
                 )
-            assert base > 0
     if options.output:
+        machine = this_machine()
+        amx = "amx_bf16" in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else False
         record = {
-            "machine": f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}",
+            "machine": f"{machine.cores} cores, {machine.cpu}",
+            "instructions": torch.backends.cpu.get_cpu_capability() + (", AMX" if amx else ""),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "model": "SmolLM2-135M-Instruct",

@@ -172,7 +172,7 @@ def test_a_failing_step_ends_its_requests_and_nobody_else(tiny: LanguageModel, m
     served = engine(tiny)
     request = served.add(served.request("a", GREEDY))
     with monkeypatch.context() as patch:
-        patch.setattr(tiny.decoder, "logits", lambda hidden: torch.full((len(hidden), 256), float("nan")))
+        patch.setattr(served.core.executor.decoder, "logits", lambda hidden: torch.full((len(hidden), 256), float("nan")))
         with pytest.raises(BadInput, match="NaN"):
             served.step()
     assert request.finish == "error"
@@ -242,6 +242,45 @@ def test_paged_attention_equals_attention_over_whole_sequences(compiled: bool, d
     torch.testing.assert_close(heard, torch.stack(wanted), atol=1e-5, rtol=1e-5)
     again = attend_rows(q, cache.keys[0], cache.values[0], tables, context, size)
     torch.testing.assert_close(again, heard, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("heads", "groups", "width"), [(9, 3, 64), (14, 2, 24), (8, 1, 8), (4, 4, 128), (3, 1, 56)])
+@pytest.mark.parametrize("window", [None, 1, 20])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_compiled_loops_equal_plain_attention(dtype, heads, groups, width, window, threads, monkeypatch) -> None:
+    monkeypatch.setattr("heliograph.lm.core.vector_numba.PART", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    contexts, size = [1, 16, 17, 90, 3], 16
+    torch.manual_seed(heads)
+    blocks = [-(-c // size) for c in contexts]
+    tables = torch.zeros(len(contexts), max(blocks), dtype=torch.int32)
+    for row, own in enumerate(torch.randperm(sum(blocks)).split(blocks)):
+        tables[row, : len(own)] = own
+    last = [int(tables[row, (c - 1) // size]) * size + (c - 1) % size for row, c in enumerate(contexts)]
+    batch = PagedBatch(torch.tensor(last), tables, torch.tensor(contexts, dtype=torch.int32), (1,) * 5, 5)
+    together = torch.randn(5, heads + 2 * groups, width).to(dtype)  # as the decoder gives them: parts of one tensor
+    q, k, v = together.split([heads, groups, groups], dim=1)
+    found, filled = [], []
+    for compiled in (True, False):
+        cache = BlockCache(1, sum(blocks), size, groups, width, dtype)
+        cache.data.copy_(torch.randn(cache.data.shape, generator=torch.Generator().manual_seed(1)))
+        attention = PagedAttention(cache, batch, compiled=compiled)
+        assert (attention._loops is not None) == compiled
+        found.append(attention.attend(0, q, k, v, window).float())
+        filled.append(cache.data)
+    assert torch.equal(*filled)
+    near = 1e-5 if dtype == torch.float32 else 0.02
+    torch.testing.assert_close(*found, atol=near, rtol=near)
+
+
+def test_a_width_that_vectors_do_not_divide_is_served_too() -> None:
+    cache = BlockCache(1, 2, 4, 1, 12)
+    batch = PagedBatch(torch.tensor([2]), torch.tensor([[0]], dtype=torch.int32), torch.tensor([3]), (1,), 1)
+    attention = PagedAttention(cache, batch)
+    q, k, v = torch.randn(1, 2, 12), torch.randn(1, 1, 12), torch.randn(1, 1, 12)
+    assert attention._loops is None
+    assert attention.attend(0, q, k, v).isfinite().all()
 
 
 @given(data=st.data())

@@ -27,7 +27,7 @@ from heliograph.errors import BadInput
 from heliograph.lm.core.config import DecoderConfig, RopeSpec
 from heliograph.lm.core.masks import MaskSpec
 
-__all__ = ["Attention", "CachedAttention", "Decoder", "KVCache", "apply_rope", "fingerprint", "rotation"]
+__all__ = ["Attention", "CachedAttention", "Decoder", "KVCache", "apply_rope", "fingerprint", "rotate", "rotation"]
 
 
 class Attention(Protocol):
@@ -52,7 +52,7 @@ def apply_rope(x: Tensor, positions: Tensor, spec: RopeSpec) -> Tensor:
         positions: [...].
         spec: base b, width d, divisor s, and which channels are pairs.
     """
-    return _rotate(x, rotation(positions, spec), spec)
+    return rotate(x, rotation(positions, spec), spec)
 
 
 def rotation(positions: Tensor, spec: RopeSpec) -> tuple[Tensor, Tensor]:
@@ -62,7 +62,8 @@ def rotation(positions: Tensor, spec: RopeSpec) -> tuple[Tensor, Tensor]:
     return angle.cos(), angle.sin()
 
 
-def _rotate(x: Tensor, turn: tuple[Tensor, Tensor], spec: RopeSpec) -> Tensor:
+def rotate(x: Tensor, turn: tuple[Tensor, Tensor], spec: RopeSpec) -> Tensor:
+    """:func:`apply_rope` by angles from :func:`rotation`."""
     cos, sin = turn
     half = spec.dim // 2
     turned = x[..., : spec.dim].float()
@@ -239,7 +240,7 @@ class Block(nn.Module):
         if fused is not None and self.query_norm is None and x.dim() == 2:
             fused.rotate_heads(heads, config.heads + config.kv_heads, turn, self.rope.interleaved)
         else:
-            q, k = _rotate(q, turn, self.rope), _rotate(k, turn, self.rope)
+            q, k = rotate(q, turn, self.rope), rotate(k, turn, self.rope)
         if self.query_factor is not None:
             q = q * self.query_factor
         if self.window is None:

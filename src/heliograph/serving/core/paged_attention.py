@@ -1,19 +1,16 @@
 """Attention over a cache of blocks: tokens write keys and values into slots and hear their own sequence's slots.
 
-Rows that decode come first, one token each; prompt chunks follow. ``attend_rows`` is the plain form; the loop compiled
-by numba reads the blocks where they lie instead of copying them, and must equal it.
+Rows that decode come first, one token each; prompt chunks follow. ``attend_rows`` is the plain form; compiled loops
+read the blocks where they lie instead of copying them, and must equal it.
 
 Shapes: T tokens of the step, R rows, M blocks a row at most, H heads, G key and value heads, D channels a head.
 """
 
 from __future__ import annotations
 
-import functools
 import importlib
-import math
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,9 +103,8 @@ class PagedAttention:
 
     def __init__(self, cache: BlockCache, batch: PagedBatch, *, compiled: bool = True) -> None:
         self.cache, self.batch = cache, batch
-        usable = cache.data.device.type == "cpu" and cache.data.dtype == torch.float32
         self.kernels = _kernels(cache) if compiled else None
-        self._decode = _compiled_decode if compiled and usable and self.kernels is None else None
+        self._loops = _loops(cache) if compiled and self.kernels is None else None
         self._tiles: tuple[Tensor, Tensor, Tensor] | None = None
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor:
@@ -118,15 +114,17 @@ class PagedAttention:
         if self.kernels is not None:
             self._attend_by_kernels(self.kernels, q, k, v, keys, values, heard, window)
             return heard
-        keys.index_copy_(0, batch.slots, k)
-        values.index_copy_(0, batch.slots, v)
         n = batch.decodes
-        if n and self._decode is not None:
-            past = (batch.tables[:n], batch.context[:n], self.cache.block_size)
-            self._decode(q[:n], keys, values, *past, heard[:n], window)
-        elif n:
-            past = (batch.tables[:n], batch.context[:n], self.cache.block_size)
-            heard[:n] = attend_rows(q[:n], keys, values, *past, window)
+        past = (batch.tables[:n], batch.context[:n], self.cache.block_size)
+        if self._loops is not None:
+            self._loops.store(k, v, keys, values, batch.slots)
+            if n:
+                self._loops.attend_decodes(q[:n], keys, values, *past, window, heard[:n])
+        else:
+            keys.index_copy_(0, batch.slots, k)
+            values.index_copy_(0, batch.slots, v)
+            if n:
+                heard[:n] = attend_rows(q[:n], keys, values, *past, window)
         at = n
         for row in range(n, len(batch.counts)):
             count, context = batch.counts[row], int(batch.context[row])
@@ -188,6 +186,14 @@ def _kernels(cache: BlockCache) -> Any:
         return importlib.import_module("heliograph.serving.core.paged_attention_triton")
     except ModuleNotFoundError:
         return None
+
+
+def _loops(cache: BlockCache) -> Any:
+    """The loops for a CPU, where they can be used: known numbers, and a width that is a multiple of a vector's."""
+    known = cache.data.device.type == "cpu" and cache.data.dtype in (torch.float32, torch.bfloat16)
+    if not known or cache.data.shape[-1] % 8:
+        return None
+    return importlib.import_module("heliograph.serving.core.paged_attention_numba")
 
 
 def _tiles(counts: Sequence[int], queries: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -254,101 +260,3 @@ def _attend_chunk(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) ->
             queries, keys, values, attn_mask=allowed[None, None], enable_gqa=grouped
         )
     return heard[0].transpose(0, 1)
-
-
-def _compiled_decode(
-    q: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    tables: Tensor,
-    context: Tensor,
-    block_size: int,
-    out: Tensor,
-    window: int | None,
-) -> None:
-    """:func:`attend_rows` by the compiled loop, rows divided among as many threads as torch uses."""
-    loop = _loop()
-    arrays = [part.detach().contiguous().numpy() for part in (q, keys, values, tables, context)]
-    heard = out.numpy()
-    workers = min(torch.get_num_threads(), len(q))
-    scale = 1 / math.sqrt(q.shape[-1])
-    back = 2**31 - 1 if window is None else window
-    if workers == 1:
-        loop(*arrays, block_size, scale, back, 0, len(q), heard)
-        return
-    work = context.clamp(max=back).cumsum(0)
-    bounds = [0]
-    for part in range(1, workers):
-        bounds.append(int(torch.searchsorted(work, int(work[-1]) * part // workers)))
-    bounds.append(len(q))
-    pool = _threads(workers)
-    others = [
-        pool.submit(loop, *arrays, block_size, scale, back, bounds[part], bounds[part + 1], heard)
-        for part in range(1, workers)
-    ]
-    loop(*arrays, block_size, scale, back, bounds[0], bounds[1], heard)
-    for other in others:
-        other.result()
-
-
-@functools.cache
-def _threads(count: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(count, thread_name_prefix="paged-attention")
-
-
-@functools.cache
-def _loop() -> Callable[..., None]:
-    import numba
-    import numpy as np
-
-    def rows(
-        q: Any,
-        keys: Any,
-        values: Any,
-        tables: Any,
-        context: Any,
-        block_size: int,
-        scale: float,
-        window: int,
-        first: int,
-        last: int,
-        out: Any,
-    ) -> None:
-        heads, channels = q.shape[1], q.shape[2]
-        groups = keys.shape[1]
-        share = heads // groups
-        for r in range(first, last):
-            length = context[r]
-            oldest = max(0, length - window)
-            scores = np.empty((heads, length), dtype=np.float32)
-            top = np.full(heads, -np.inf, dtype=np.float32)
-            for t in range(oldest, length):
-                slot = tables[r, t // block_size] * block_size + t % block_size
-                for g in range(groups):
-                    for s in range(share):
-                        h = g * share + s
-                        dot = np.float32(0)
-                        for d in range(channels):
-                            dot += q[r, h, d] * keys[slot, g, d]
-                        dot *= np.float32(scale)
-                        scores[h, t] = dot
-                        top[h] = max(top[h], dot)
-            total = np.zeros(heads, dtype=np.float32)
-            for h in range(heads):
-                for t in range(oldest, length):
-                    weight = np.exp(scores[h, t] - top[h])
-                    scores[h, t] = weight
-                    total[h] += weight
-                for d in range(channels):
-                    out[r, h, d] = 0
-            for t in range(oldest, length):
-                slot = tables[r, t // block_size] * block_size + t % block_size
-                for g in range(groups):
-                    for s in range(share):
-                        h = g * share + s
-                        weight = scores[h, t] / total[h]
-                        for d in range(channels):
-                            out[r, h, d] += weight * values[slot, g, d]
-
-    compiled: Callable[..., None] = numba.njit(rows, nogil=True, fastmath={"reassoc", "contract", "arcp"}, cache=True)
-    return compiled

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from heliograph.errors import BadInput
 from heliograph.lm.core.load import LanguageModel
+from heliograph.lm.core.packed import PackedDecoder
 from heliograph.lm.core.sampling import SamplingParams, sample_tokens
 from heliograph.serving.core.cost_model import StepShape
 from heliograph.serving.core.executor import Launched
@@ -30,10 +31,11 @@ class TorchExecutor:
         model: decoder and tokenizer.
         num_blocks, block_size: of the cache.
         overlap: whether :meth:`launch` returns at once and a thread computes; else it computes itself.
-        compiled: whether attention of decoding rows uses the compiled loop.
+        compiled: whether a CPU uses compiled loops and packed weights, which are a second copy of them.
 
     Attributes:
         cache: of keys and values.
+        decoder: the model's, or its packed form.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class TorchExecutor:
         self.cache = BlockCache(
             config.layers, num_blocks, block_size, config.kv_heads, config.head_dim, weight.dtype, str(weight.device)
         )
+        self.decoder = PackedDecoder(model.decoder) if compiled and PackedDecoder.fits(model.decoder) else model.decoder
         self._drawn: dict[str, int] = {}  # the newest token of each request, which the planner may not know yet
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="executor") if overlap else None
 
@@ -87,7 +90,7 @@ class TorchExecutor:
         if not plan.rows:
             return StepResult((), 0.0)
         tokens, positions, batch, wanted = self._prepare(plan)
-        decoder = self.model.decoder
+        decoder = self.decoder
         attention = PagedAttention(self.cache, batch, compiled=self.compiled)
         hidden = decoder(decoder.embed(tokens), positions, attention)
         samples: list[Sample | None] = [None] * len(plan.rows)
@@ -173,7 +176,7 @@ class TorchExecutor:
             request = row.request
             last = min(row.start + row.count, request.num_prompt - 1)  # positions whose next token is the prompt's
             if request.prompt_logprobs and last > row.start:
-                scores = self.model.decoder.logits(hidden[at : at + last - row.start]).log_softmax(-1)
+                scores = self.decoder.logits(hidden[at : at + last - row.start]).log_softmax(-1)
                 following = request.prompt[row.start + 1 : last + 1]
                 found[number] = tuple(
                     _scored(line, token, request.logprobs or 0) for line, token in zip(scores, following, strict=True)
