@@ -1,5 +1,6 @@
 """The packed decoder and its compiled loops against the plain forms, over shapes, formats and threads."""
 
+import gc
 from dataclasses import replace
 
 import numpy as np
@@ -115,6 +116,24 @@ def test_without_onednn_it_is_the_same(dtype, monkeypatch):
     for found, other in zip(passed(PackedDecoder(decoder), tokens), wanted, strict=True):
         tolerance = 1e-4 if dtype == torch.float32 else 0.05
         torch.testing.assert_close(found, other, atol=tolerance, rtol=tolerance)
+
+
+def test_copies_are_shared_until_weights_change_and_end_with_the_model():
+    known = packed_module._KNOWN
+    decoder = made(LLAMA)
+    first, second = PackedDecoder(decoder), PackedDecoder(decoder)
+    assert first._head._packed is not None
+    assert first._head._packed is second._head._packed
+    tokens = torch.arange(9)
+    with torch.no_grad():
+        decoder.head.weight.mul_(2)
+    torch.testing.assert_close(passed(PackedDecoder(decoder), tokens)[1], 2 * passed(first, tokens)[1])
+    layers = [module for module in decoder.modules() if module in known]
+    assert len(layers) == 4 * LLAMA.layers + 1
+    before = len(known)
+    del decoder, first, second, layers
+    gc.collect()
+    assert len(known) <= before - 4 * LLAMA.layers - 1
 
 
 def test_what_it_is_not_made_for():

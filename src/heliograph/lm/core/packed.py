@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -29,15 +30,26 @@ class _Product:
     def __init__(self, layer: nn.Linear) -> None:
         self.weight, self.bias = layer.weight.detach(), layer.bias
         self.half = self.weight.dtype == torch.bfloat16
-        self._packed: Tensor | None = None
-        if _packs(self.weight.dtype):
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, 32)
+        self._packed = _packed(layer) if _packs(self.weight.dtype) else None
 
     def __call__(self, x: Tensor) -> Tensor:
         if self._packed is None or not (self.half or len(x) in PACKED_FLOAT32):
             return functional.linear(x, self.weight, self.bias)
         found: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
         return found
+
+
+_KNOWN: WeakKeyDictionary[nn.Linear, tuple[tuple[int, int], Tensor]] = WeakKeyDictionary()
+
+
+def _packed(layer: nn.Linear) -> Tensor:
+    """The copy of a layer's weight; all engines of one model share it as long as the weight stays what it is."""
+    weight = layer.weight.detach()
+    state = weight.data_ptr(), 0 if weight.is_inference() else layer.weight._version
+    known = _KNOWN.get(layer)
+    if known is None or known[0] != state:
+        known = _KNOWN[layer] = state, torch.ops.mkldnn._reorder_linear_weight(weight, 32)
+    return known[1]
 
 
 def _packs(dtype: torch.dtype) -> bool:
@@ -60,7 +72,8 @@ class _PackedBlock:
 class PackedDecoder:
     """Hidden states and logits of a decoder, for inference.
 
-    Weights are copied, so that they take twice the memory; changes of the decoder's weights after this are not seen.
+    Weights are copied, once a model, so that they take twice the memory; later changes of the decoder's weights are
+    not seen.
 
     Args:
         decoder: on the CPU, in float32 or bfloat16; :meth:`fits` says whether it is.
