@@ -7,14 +7,14 @@ import gzip
 import httpx2
 import pytest
 
-from heliograph.agents.core.http_client import http_client
+from heliograph.agents.core.http_client import HttpClient
 from tests.agents.serving import free_port, run
 from tests.agents.test_http_pool import JSON, Server
 
 
 def client_of(url, **limits):
     options = {"max_connections": 4, "max_body_bytes": 1000, "trouble": [], **limits}
-    return http_client(url, {"authorization": "Bearer own"}, **options)
+    return HttpClient(url, {"authorization": "Bearer own"}, **options)
 
 
 def test_answer_keeps_all_its_headers_and_is_decoded():

@@ -12,7 +12,7 @@ import pytest
 from mcp import Client
 
 from heliograph.agents import Rejected, UpstreamSpec
-from heliograph.agents.core import http_exchange
+from heliograph.agents.core import http_reply
 from heliograph.agents.core.interceptor import interceptor
 from tests.agents.fixture_server import Fixture, http_app
 from tests.agents.serving import gateway_before, run, serving
@@ -142,7 +142,7 @@ def test_what_is_said_before_the_answer_makes_it_a_stream():
 
 
 def test_slow_call_is_kept_open_by_comments(monkeypatch):
-    monkeypatch.setattr(http_exchange, "PING_S", 0.05)
+    monkeypatch.setattr(http_reply, "PING_S", 0.05)
 
     async def scenario():
         async with serving(http_app()) as up, gateway_before({"up": up}) as (_, url):

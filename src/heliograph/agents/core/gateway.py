@@ -17,14 +17,16 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import mcp_types as types
 from mcp.server.lowlevel import Server
+from mcp.shared.dispatcher import coerce_request_id
 from mcp.shared.exceptions import MCPError
 from mcp.shared.inbound import x_mcp_header_map
+from mcp.shared.jsonrpc_dispatcher import cancelled_request_id_from_params
 from mcp_types import methods
 from mcp_types.version import LATEST_HANDSHAKE_VERSION, MODERN_PROTOCOL_VERSIONS
 
@@ -33,7 +35,7 @@ from heliograph.agents.core.aggregate import listed, listen, merged_capabilities
 from heliograph.agents.core.envelope import CARRIER, Envelope, Meta
 from heliograph.agents.core.guard import GuardedLink, asked, guards_of, hello, told
 from heliograph.agents.core.identity import Principal
-from heliograph.agents.core.inbound import Inbound
+from heliograph.agents.core.inbound import Inbound, Outbound, Session
 from heliograph.agents.core.interceptor import Chain, Interceptor, Rejected
 from heliograph.agents.core.links import LOST_CODE, TOO_LARGE_CODE, Call, Link, LinkInfo, LinkLost, ResponseTooLarge
 from heliograph.agents.core.namespace import LISTS, Namespace
@@ -78,6 +80,8 @@ class CallContext:
 
 
 _CURRENT: ContextVar[CallContext | None] = ContextVar("heliograph_call", default=None)
+_WAY_BACK: ContextVar[Outbound | None] = ContextVar("heliograph_way_back", default=None)
+"""Of the request that runs; what a server says meanwhile is taken in a copy of its context."""
 
 
 def current_call() -> CallContext | None:
@@ -99,18 +103,6 @@ class Observation:
     method: str
     outcome: str
     seconds: float
-
-
-@dataclass(eq=False)
-class _Session:
-    """A caller's session of the older era."""
-
-    id: str
-    connection: Any
-    version: str = LATEST_HANDSHAKE_VERSION
-    capabilities: dict[str, Any] = field(default_factory=dict)
-    client_info: dict[str, Any] = field(default_factory=dict)
-    in_flight: list[Any] = field(default_factory=list)
 
 
 class Gateway:
@@ -151,7 +143,8 @@ class Gateway:
         self.draining = False
         self._idle = asyncio.Event()
         self._idle.set()
-        self._sessions: WeakKeyDictionary[Any, _Session] = WeakKeyDictionary()
+        self._sessions: WeakKeyDictionary[Any, Session] = WeakKeyDictionary()
+        self._by_id: dict[str, Session] = {}
         self._serial = itertools.count(1)
         self._schemas: dict[str, dict[str, Any]] = {}
         self._header_maps: dict[str, Mapping[tuple[str, ...], str]] = {}
@@ -224,6 +217,8 @@ class Gateway:
         if ctx.request_id is None:
             if method == "notifications/roots/list_changed":
                 await self._tell_all(Inbound.of(ctx), method)
+            elif method == "notifications/cancelled":
+                self._cancel(ctx)
             return await call_next(ctx)
         if method == "initialize":
             return await self._initialize(ctx, call_next)
@@ -234,6 +229,19 @@ class Gateway:
         if not ctx.session._connection.initialize_accepted:
             raise MCPError(types.INVALID_PARAMS, "Invalid request parameters", "")
         return await self.relay(Inbound.of(ctx))
+
+    def _cancel(self, ctx: Any) -> None:
+        """Ends a request that the SDK's server does not know, as it does with its own."""
+        session = self._sessions.get(ctx.session._connection)
+        number = cancelled_request_id_from_params(ctx.params)
+        if session is not None and number is not None:
+            abandon = session.exchanges.get(coerce_request_id(number))
+            if abandon is not None:
+                abandon(cancelled=True)
+
+    def session(self, session_id: str) -> Session | None:
+        """A caller's session over HTTP; None if there is none of this id."""
+        return self._by_id.get(session_id)
 
     @property
     def spans(self) -> Any:
@@ -282,6 +290,7 @@ class Gateway:
         token = _CURRENT.set(
             CallContext(principal, session.id if session else "", ctx.protocol_version, upstream, ask_client)
         )
+        way_back = _WAY_BACK.set(outbound)
         if session is not None:
             session.in_flight.append(outbound)
         self.in_flight += 1
@@ -303,6 +312,7 @@ class Gateway:
             raise
         finally:
             _CURRENT.reset(token)
+            _WAY_BACK.reset(way_back)
             if session is not None:
                 session.in_flight.remove(outbound)
             self.in_flight -= 1
@@ -311,7 +321,7 @@ class Gateway:
             for observe in self.observers:
                 observe(Observation(upstream, ctx.method, outcome, time.perf_counter() - started))
 
-    async def _handle(self, ctx: Inbound, session: _Session | None, env: Envelope) -> Envelope:
+    async def _handle(self, ctx: Inbound, session: Session | None, env: Envelope) -> Envelope:
         """The innermost step: to the server, and its answer or error back as an envelope."""
         method, params = str(env.payload["method"]), env.payload.get("params") or {}
         head = {"jsonrpc": "2.0", "id": env.payload.get("id")}
@@ -346,7 +356,7 @@ class Gateway:
         self,
         upstream: Upstream,
         ctx: Inbound,
-        session: _Session | None,
+        session: Session | None,
         method: str,
         params: dict[str, Any],
         deadline_ms: float | None = None,
@@ -407,19 +417,19 @@ class Gateway:
         return GuardedLink(upstream.name, link, self.guards) if self.guards else link
 
     async def _send_once(
-        self, link: Link, ctx: Inbound, session: _Session | None, method: str, params: dict[str, Any], call: Call
+        self, link: Link, ctx: Inbound, session: Session | None, method: str, params: dict[str, Any], call: Call
     ) -> dict[str, Any]:
         if link.info.modern == (ctx.protocol_version in MODERN_PROTOCOL_VERSIONS):
             return await link.call(method, params, call)
         return await rounds(link, ctx, session.capabilities if session else {}, method, params, call)
 
-    def _caller(self, upstream: Upstream, ctx: Inbound, session: _Session | None) -> Caller:
+    def _caller(self, upstream: Upstream, ctx: Inbound, session: Session | None) -> Caller:
         if session is None:
             return Caller(None, ctx.protocol_version)
         namespace = self.namespace
 
         async def on_request(method: str, params: dict[str, Any]) -> dict[str, Any]:
-            channel = session.in_flight[-1] if session.in_flight else session.connection
+            channel = session.way_back(_WAY_BACK.get()) or session.connection
 
             async def send(onward: dict[str, Any]) -> dict[str, Any]:
                 result: dict[str, Any] = await channel.send_raw_request(method, onward)
@@ -437,23 +447,26 @@ class Gateway:
                 return
             body = namespace.notification(upstream.name, method, passed)
             # Lists and resources change for the session; anything else was said during a request.
-            if session.in_flight and method == "notifications/message":
-                await session.in_flight[-1].notify(method, body)
-            else:
-                await session.connection.notify(method, body)
+            within = session.way_back(_WAY_BACK.get()) if method == "notifications/message" else None
+            await (within or session.connection).notify(method, body)
 
         return Caller(session, session.version, session.capabilities, session.client_info, on_request, on_notify)
 
-    def _session_of(self, ctx: Inbound) -> _Session | None:
+    def _session_of(self, ctx: Inbound) -> Session | None:
         if ctx.protocol_version in MODERN_PROTOCOL_VERSIONS:
             return None
         connection = ctx.connection
         session = self._sessions.get(connection)
         if session is None:
-            session = _Session(connection.session_id or f"local-{next(self._serial)}", connection)
+            session = Session(connection.session_id or f"local-{next(self._serial)}", connection)
             self._sessions[connection] = session
+            if connection.session_id:
+                self._by_id[connection.session_id] = session
 
             async def end() -> None:
+                self._by_id.pop(connection.session_id, None)
+                for abandon in list(session.exchanges.values()):
+                    abandon(cancelled=False)
                 ended = [upstream.end_session(session) for upstream in self.upstreams.values()]
                 await asyncio.gather(*ended, return_exceptions=True)
 
@@ -461,7 +474,7 @@ class Gateway:
         return session
 
     @staticmethod
-    def _client_name(ctx: Inbound, session: _Session | None) -> str:
+    def _client_name(ctx: Inbound, session: Session | None) -> str:
         if session is not None:
             return str(session.client_info.get("name", ""))
         meta = (ctx.params or {}).get("_meta") or {}
@@ -482,7 +495,7 @@ class Gateway:
     async def _discover(self, ctx: Any, call_next: Any) -> Any:
         return self._described(dict(await call_next(ctx)), await self._infos(Inbound.of(ctx), None))
 
-    async def _infos(self, ctx: Inbound, session: _Session | None) -> dict[str, LinkInfo]:
+    async def _infos(self, ctx: Inbound, session: Session | None) -> dict[str, LinkInfo]:
         async def one(upstream: Upstream) -> LinkInfo | None:
             try:
                 info: LinkInfo | None = (await upstream.link(self._caller(upstream, ctx, session))).info

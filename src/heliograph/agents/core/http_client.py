@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 
 import httpx2
 
@@ -18,16 +17,15 @@ from heliograph.agents.core.http_pool import (
     Response,
 )
 
-__all__ = ["http_client"]
+__all__ = ["HttpClient", "SessionWire"]
 
-_END_S = 0.05
 _OWN = frozenset({b"host", b"content-length", b"transfer-encoding"})
 """Headers that the pool writes itself."""
+_IDENTITY = ("accept-encoding", "identity")
+_VERSION, _SESSION_ID = "mcp-protocol-version", "mcp-session-id"
 
 
-def http_client(
-    url: str, headers: Mapping[str, str], *, max_connections: int, max_body_bytes: int, trouble: list[str]
-) -> httpx2.AsyncClient:
+class HttpClient(httpx2.AsyncClient):
     """A client with the given headers and no others of any caller, no proxies, no redirects.
 
     Args:
@@ -36,26 +34,88 @@ def http_client(
         max_connections: at a time.
         max_body_bytes: of an answer that is no stream of events; the SDK bounds those.
         trouble: into which is written that an answer was too long.
+
+    Attributes:
+        wire: under it; requests of a session may take it directly.
     """
-    return httpx2.AsyncClient(
-        headers=dict(headers),
-        transport=_Transport(url, max_connections, max_body_bytes, trouble),
-        timeout=httpx2.Timeout(None, connect=10.0, pool=10.0),
-        trust_env=False,
-        follow_redirects=False,
-    )
+
+    def __init__(
+        self, url: str, headers: Mapping[str, str], *, max_connections: int, max_body_bytes: int, trouble: list[str]
+    ) -> None:
+        own = frozenset(name.lower() for name in headers)
+        self.wire = SessionWire(url, max_connections, max_body_bytes, trouble, keeps_cookies="cookie" not in own)
+        super().__init__(
+            headers=dict(headers),
+            transport=self.wire,
+            timeout=httpx2.Timeout(None, connect=10.0, pool=10.0),
+            trust_env=False,
+            follow_redirects=False,
+        )
 
 
-class _Transport(httpx2.AsyncBaseTransport):
-    def __init__(self, url: str, max_connections: int, max_bytes: int, trouble: list[str]) -> None:
+class SessionWire(httpx2.AsyncBaseTransport):
+    """What goes to the server, from the SDK through httpx2, or directly with the headers that the SDK sends.
+
+    Args:
+        url, max_connections, max_bytes, trouble: as for the client.
+        keeps_cookies: sends the server's; otherwise the one that is configured.
+
+    Attributes:
+        headers: of what is posted in the session; None until the server has taken the first message with its version.
+        in_session: whether the server gave the session an id.
+    """
+
+    def __init__(
+        self, url: str, max_connections: int, max_bytes: int, trouble: list[str], *, keeps_cookies: bool = True
+    ) -> None:
         limits = httpx2.Limits(max_connections=max_connections, max_keepalive_connections=max_connections)
-        self._url, self._usual = httpx2.URL(url), httpx2.AsyncHTTPTransport(limits=limits)
+        self.url, self._usual = httpx2.URL(url), httpx2.AsyncHTTPTransport(limits=limits)
         self._pool = HttpPool(url, max_connections=max_connections)
-        self._max_bytes, self._trouble = max_bytes, trouble
+        self._max_bytes, self._trouble, self._keeps_cookies = max_bytes, trouble, keeps_cookies
+        self.headers: list[tuple[str, str]] | None = None
+        self.in_session = self._redirected = False
+
+    def redirected(self) -> None:
+        """The server is elsewhere; only the SDK posts from now on."""
+        self.headers, self._redirected = None, True
+
+    async def post(self, body: bytes, cookies: httpx2.Cookies) -> Response:
+        """Posts a message in the session, and returns once the head of the answer is there. Close the response.
+
+        Raises:
+            HttpError: as :meth:`HttpPool.post`.
+        """
+        assert self.headers is not None
+        sent = [*self.headers, _IDENTITY]
+        if cookies and self._keeps_cookies:
+            asking = httpx2.Request("POST", self.url)
+            cookies.set_cookie_header(asking)
+            if "cookie" in asking.headers:
+                sent.append(("cookie", asking.headers["cookie"]))
+        response = await self._pool.post(sent, body)
+        if "set-cookie" in response.headers:
+            asked = httpx2.Request("POST", self.url)
+            cookies.extract_cookies(httpx2.Response(response.status, headers=response.fields, request=asked))
+        return response
+
+    def reader(self, response: Response) -> Callable[[], Awaitable[bytes]]:
+        """Gives the parts of an answer, decoded if the server has encoded it unasked."""
+        if response.headers.get("content-encoding", "identity").strip().lower() == "identity":
+            return response.chunk
+        return _Decoded(response, httpx2.Request("POST", self.url)).chunk
+
+    def _learn(self, request: httpx2.Request, response: httpx2.Response) -> None:
+        if self.headers is None and not self._redirected and response.is_success and _VERSION in request.headers:
+            dropped = {"accept-encoding", "cookie"} if self._keeps_cookies else {"accept-encoding"}
+            self.headers = [(name, value) for name, value in _fields(request) if name.lower() not in dropped]
+            self.in_session = _SESSION_ID in request.headers
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        posted = request.method == "POST" and request.url == self._url
+        """Of the SDK, through httpx2."""
+        posted = request.method == "POST" and request.url == self.url
         response = await (self._post(request) if posted else self._usual.handle_async_request(request))
+        if posted:
+            self._learn(request, response)
         if not response.headers.get("content-type", "").startswith("text/event-stream"):
             inner = response.stream
             assert isinstance(inner, httpx2.AsyncByteStream)
@@ -63,19 +123,23 @@ class _Transport(httpx2.AsyncBaseTransport):
         return response
 
     async def _post(self, request: httpx2.Request) -> httpx2.Response:
-        fields = [
-            (name.decode("latin-1"), value.decode("latin-1"))
-            for name, value in request.headers.raw
-            if name.lower() not in _OWN
-        ]
         body = await request.aread()
         with _as_httpx(request):
-            response = await self._pool.post(fields, body)
+            response = await self._pool.post(_fields(request), body)
         return httpx2.Response(response.status, headers=response.fields, stream=_PooledStream(response, request))
 
     async def aclose(self) -> None:
+        """Closes all connections."""
         await self._pool.close()
         await self._usual.aclose()
+
+
+def _fields(request: httpx2.Request) -> list[tuple[str, str]]:
+    return [
+        (name.decode("latin-1"), value.decode("latin-1"))
+        for name, value in request.headers.raw
+        if name.lower() not in _OWN
+    ]
 
 
 class _PooledStream(httpx2.AsyncByteStream):
@@ -100,13 +164,25 @@ class _PooledStream(httpx2.AsyncByteStream):
             yield chunk
 
     async def aclose(self) -> None:
-        try:
-            if not self._reading:
-                with contextlib.suppress(TimeoutError, httpx2.TransportError):
-                    async with asyncio.timeout(_END_S):
-                        await self._chunk()
-        finally:
+        if self._reading:
             self._response.close()
+        else:
+            await self._response.end()
+
+
+class _Decoded:
+    """An answer that the server has encoded although it was asked not to."""
+
+    def __init__(self, response: Response, request: httpx2.Request) -> None:
+        stream = _PooledStream(response, request)
+        self._parts = httpx2.Response(response.status, headers=response.fields, stream=stream).aiter_bytes()
+
+    async def chunk(self) -> bytes:
+        """The next part; nothing at the end."""
+        try:
+            return await anext(self._parts, b"")
+        except (httpx2.TransportError, httpx2.DecodingError) as error:
+            raise ReadError(str(error)) from None
 
 
 class _BoundedStream(httpx2.AsyncByteStream):

@@ -95,7 +95,7 @@ class HttpFront:
             host=self.listen.host,
             custom_starlette_routes=[Route("/health", self._health), Route("/metrics", self._metrics)],
         )
-        self._inner = ExchangeFront(gateway, self._to_sdk, self.listen, security)
+        self._inner = ExchangeFront(gateway, self._to_sdk, self.listen, security, _user_of)
 
     def _transport_security(self) -> TransportSecuritySettings | None:
         listen = self.listen
@@ -146,8 +146,9 @@ class HttpFront:
         await self._inner(scope, receive, send)
 
     async def _to_sdk(self, scope: Any, receive: Any, send: Any) -> None:
-        if _PRINCIPAL in scope:
-            scope = {**scope, "user": _user(scope[_PRINCIPAL])}
+        user = _user_of(scope)
+        if user is not None:
+            scope = {**scope, "user": user}
         await self._sdk(scope, receive, send)
 
     @staticmethod
@@ -161,8 +162,11 @@ class HttpFront:
             return str(error)
 
 
-def _user(principal: Principal) -> AuthenticatedUser:
+def _user_of(scope: Any) -> AuthenticatedUser | None:
     """For the SDK, which binds a session to whoever opened it. It gets no token."""
+    principal = scope.get(_PRINCIPAL)
+    if principal is None:
+        return None
     token = AccessToken(token="", client_id=f"{principal.tenant}/{principal.subject}", scopes=sorted(principal.scopes))
     return AuthenticatedUser(token)
 

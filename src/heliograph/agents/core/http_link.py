@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import mcp_types as types
@@ -25,12 +25,12 @@ from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from opentelemetry import propagate
 from opentelemetry.context import get_current
 
+from heliograph.agents.core.http_events import bounded, events
 from heliograph.agents.core.http_pool import ConnectError, HttpError, HttpPool, Response
 from heliograph.agents.core.links import (
     Call,
     LinkInfo,
     LinkLost,
-    ResponseTooLarge,
     WrongEra,
     ignore,
     info_of_discover,
@@ -132,9 +132,9 @@ class HttpLink:
     async def _read(self, response: Response, request_id: str | int, call: Call) -> dict[str, Any]:
         kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind == "text/event-stream":
-            async with contextlib.aclosing(self._events(response)) as events:
-                async for data in events:
-                    message = _json_object(data)
+            async with contextlib.aclosing(events(response.chunk, self._max_bytes)) as stream:
+                async for event in stream:
+                    message = _json_object(event.data)
                     if message is None:
                         continue
                     if "method" in message and "id" not in message:
@@ -145,30 +145,11 @@ class HttpLink:
         content = bytearray()
         while chunk := await response.chunk():
             content += chunk
-            self._check_size(len(content))
+            bounded(len(content), self._max_bytes)
         message = _json_object(bytes(content)) if kind == "application/json" else None
         if message is not None and ("result" in message or "error" in message):
             return result_of(message)
         raise MCPError(types.INTERNAL_ERROR, f"the server answered HTTP {response.status} without a JSON-RPC answer")
-
-    async def _events(self, response: Response) -> AsyncGenerator[bytes]:
-        """The data of server-sent events, each of bounded size."""
-        buffer, data = bytearray(), bytearray()
-        while chunk := await response.chunk():
-            self._check_size(len(chunk) + len(buffer) + len(data))
-            buffer += chunk
-            while (end := buffer.find(b"\n")) >= 0:
-                line = bytes(buffer[:end]).rstrip(b"\r")
-                del buffer[: end + 1]
-                if line.startswith(b"data:"):
-                    data += line[5:].removeprefix(b" ") + b"\n"
-                elif not line and data:
-                    yield bytes(data[:-1])
-                    data.clear()
-
-    def _check_size(self, size: int) -> None:
-        if size > self._max_bytes:
-            raise ResponseTooLarge(f"the answer has more than {self._max_bytes} bytes, the limit of this gateway")
 
     async def notify(self, method: str, params: dict[str, Any]) -> None:
         """The stateless era has no notifications from clients; nothing is sent."""

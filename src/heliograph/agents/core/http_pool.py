@@ -6,6 +6,7 @@ No redirects, proxies, cookies or content codings, and nothing is sent twice.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import select
 import ssl
@@ -38,6 +39,8 @@ __all__ = [
 
 CONNECT_S = 10.0
 """For a connection, and for a place among the connections; an answer has the caller's time."""
+END_S = 0.05
+"""For the end of an answer whose reader has seen enough."""
 _AT_ONCE = 256 * 1024
 """A longer request is written in parts."""
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
@@ -208,6 +211,20 @@ class Response:
             return await self._answer.content.readany()
         except aiohttp.ClientError as error:
             raise _ours(error) from None
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of it has come, read or not."""
+        return self._answer.connection is None
+
+    async def end(self) -> None:
+        """Waits a moment for the rest of an answer of which enough is known, and ends the request."""
+        try:
+            with contextlib.suppress(TimeoutError, HttpError):
+                async with asyncio.timeout(END_S):
+                    await self.chunk()
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Ends the request; its connection is kept if the whole answer has come, read or not."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-__all__ = ["Inbound", "Outbound"]
+from mcp_types.version import LATEST_HANDSHAKE_VERSION
+
+__all__ = ["Abandon", "Inbound", "Outbound", "Session"]
 
 
 class Outbound(Protocol):
@@ -60,3 +62,38 @@ class Inbound:
             ctx.request,
             session._connection,
         )
+
+
+class Abandon(Protocol):
+    """Ends a request in flight."""
+
+    def __call__(self, *, cancelled: bool) -> None:
+        """``cancelled``: by its caller; otherwise its session has ended."""
+        ...
+
+
+@dataclass(eq=False)
+class Session:
+    """A caller's session of the older era.
+
+    Attributes:
+        id: of the transport, or one of the gateway's own.
+        connection: of the SDK's server.
+        version, capabilities, client_info: as the handshake said.
+        in_flight: the ways back of its requests, the newest last.
+        exchanges: how to end those that are served without the SDK, by their numbers.
+    """
+
+    id: str
+    connection: Any
+    version: str = LATEST_HANDSHAKE_VERSION
+    capabilities: dict[str, Any] = field(default_factory=dict)
+    client_info: dict[str, Any] = field(default_factory=dict)
+    in_flight: list[Outbound] = field(default_factory=list)
+    exchanges: dict[int | str, Abandon] = field(default_factory=dict)
+
+    def way_back(self, own: Outbound | None) -> Outbound | None:
+        """For what a server says: ``own``, if it is of a request in flight here, or the newest; None without any."""
+        if own is not None and any(own is one for one in self.in_flight):
+            return own
+        return self.in_flight[-1] if self.in_flight else None

@@ -1,7 +1,8 @@
 """One connection to an MCP server behind the gateway, in either protocol era; messages pass as plain JSON.
 
 A :class:`StreamLink` runs the official SDK's dispatcher over a stream: its streamable HTTP transport for sessions of
-2025-11-25 or older, or one duplex pipe. The stateless era over HTTP is in :mod:`~heliograph.agents.core.http_link`.
+2025-11-25 or older, or one duplex pipe. Requests in such a session take a shorter way, in
+:mod:`~heliograph.agents.core.http_posts`; the stateless era over HTTP is in :mod:`~heliograph.agents.core.http_link`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from mcp.shared.inbound import (
 )
 from mcp.shared.jsonrpc_dispatcher import JSONRPCDispatcher
 from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS, LATEST_HANDSHAKE_VERSION, MODERN_PROTOCOL_VERSIONS
+from opentelemetry import trace
 
 from heliograph import __version__
 from heliograph.errors import HeliographError
@@ -140,6 +142,11 @@ def modern_meta(version: str, capabilities: Mapping[str, Any] | None = None) -> 
         types.CLIENT_INFO_META_KEY: CLIENT_INFO,
         types.CLIENT_CAPABILITIES_META_KEY: dict(capabilities or {}),
     }
+
+
+def makes_spans() -> bool:
+    """Whether this process has an OpenTelemetry SDK that hears of spans."""
+    return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider | trace.NoOpTracerProvider)
 
 
 async def ignore(method: str, params: dict[str, Any]) -> None:
@@ -259,27 +266,11 @@ class StreamLink:
         """A request over the shared stream."""
         if not self._alive or self._dispatcher is None:
             raise LinkLost(f"the connection to {self._where} is gone", unsent=True)
-        options: dict[str, Any] = {"headers": self._headers(params, call)}
-        if call.request_id is not None:
-            options["request_id"] = call.request_id
-        meta = params.get("_meta") or {}
-        token = meta.get("progressToken")
-        if token is not None:
-
-            async def progress(value: float, total: float | None, message: str | None) -> None:
-                body: dict[str, Any] = {"progressToken": token, "progress": value}
-                if total is not None:
-                    body["total"] = total
-                if message is not None:
-                    body["message"] = message
-                await call.on_notify("notifications/progress", body)
-
-            options["on_progress"] = progress
         self._serial += 1
         serial = self._serial
         self._in_flight[serial] = call
         try:
-            return await self._dispatcher.send_raw_request(method, params, options)  # type: ignore[arg-type]
+            return await self._request(serial if call.request_id is None else call.request_id, method, params, call)
         except MCPError as error:
             code, text = error.error.code, error.error.message
             if code == types.CONNECTION_CLOSED:
@@ -297,6 +288,24 @@ class StreamLink:
         finally:
             self._in_flight.pop(serial, None)
 
+    async def _request(self, number: int | str, method: str, params: dict[str, Any], call: Call) -> dict[str, Any]:
+        assert self._dispatcher is not None
+        options: dict[str, Any] = {"headers": self._headers(params, call), "request_id": number}
+        meta = params.get("_meta") or {}
+        token = meta.get("progressToken")
+        if token is not None:
+
+            async def progress(value: float, total: float | None, message: str | None) -> None:
+                body: dict[str, Any] = {"progressToken": token, "progress": value}
+                if total is not None:
+                    body["total"] = total
+                if message is not None:
+                    body["message"] = message
+                await call.on_notify("notifications/progress", body)
+
+            options["on_progress"] = progress
+        return await self._dispatcher.send_raw_request(method, params, options)  # type: ignore[arg-type]
+
     def _headers(self, params: dict[str, Any], call: Call) -> dict[str, str]:
         if not self.info.version:
             return {}
@@ -311,10 +320,14 @@ class StreamLink:
             headers = {MCP_PROTOCOL_VERSION_HEADER: self.info.version} if self.info.version else {}
             await self._dispatcher.notify(method, params, {"headers": headers})
 
-    async def close(self) -> None:
-        """Ends the transport and waits for it."""
+    def _end(self) -> None:
+        """Lets the transport end by itself."""
         self._alive = False
         self._closing.set()
+
+    async def close(self) -> None:
+        """Ends the transport and waits for it."""
+        self._end()
         task = self._task
         if task is None or task is asyncio.current_task():
             return

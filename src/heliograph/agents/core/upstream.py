@@ -10,16 +10,18 @@ from __future__ import annotations
 import asyncio
 import math
 import sys
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import mcp_types as types
 from mcp_types.version import LATEST_HANDSHAKE_VERSION
 
-from heliograph.agents.core.http_client import http_client
+from heliograph.agents.core.http_client import HttpClient
 from heliograph.agents.core.http_link import HttpLink
 from heliograph.agents.core.http_pool import HttpPool
+from heliograph.agents.core.http_posts import SessionLink
 from heliograph.agents.core.links import (
     CLIENT_INFO,
     Answer,
@@ -227,15 +229,17 @@ class Upstream:
 
     async def _web_session(self, caller: Caller) -> StreamLink:
         trouble: list[str] = []
-        client = http_client(
+        client = HttpClient(
             self.spec.url,
             self.spec.headers,
             max_connections=self.spec.max_concurrency + 2,
             max_body_bytes=self.spec.max_response_bytes,
             trouble=trouble,
         )
-        transport = session_transport(self.spec.url, client, self.spec.max_response_bytes)
-        return await self._stream(transport, caller, self.spec.url, trouble)
+        limit = self.spec.max_response_bytes
+        transport = session_transport(self.spec.url, client, limit)
+        make = partial(SessionLink, client=client, max_response_bytes=limit)
+        return await self._stream(transport, caller, self.spec.url, trouble, make)
 
     async def _pipe(self, caller: Caller) -> StreamLink:
         spec = self.spec
@@ -245,7 +249,14 @@ class Upstream:
         transport = pipe_transport(spec.command, spec.args, spec.env, spec.cwd, errlog, limit, trouble)
         return await self._stream(transport, caller, spec.command, trouble)
 
-    async def _stream(self, transport: Any, caller: Caller, where: str, trouble: list[str]) -> StreamLink:
+    async def _stream(
+        self,
+        transport: Any,
+        caller: Caller,
+        where: str,
+        trouble: list[str],
+        make: Callable[..., StreamLink] = StreamLink,
+    ) -> StreamLink:
         async def refuse(method: str, _: dict[str, Any]) -> dict[str, Any]:
             from mcp.shared.exceptions import MCPError
 
@@ -260,9 +271,7 @@ class Upstream:
             else:
                 link.unattributed += 1  # several callers share the pipe, and nothing says whose this is
 
-        link = StreamLink(
-            transport, on_request=caller.on_request or refuse, on_notify=tell, where=where, trouble=trouble
-        )
+        link = make(transport, on_request=caller.on_request or refuse, on_notify=tell, where=where, trouble=trouble)
         modern_pipe = caller.session is None and self.spec.command and self.spec.era == "auto"
         handshake = (
             handshake_of_pipe
