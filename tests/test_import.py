@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from heliograph.trials.plan import load_check
 
 HEAVY = ("torch", "torch_geometric", "lightning", "pandas", "sklearn", "altair", "sqlalchemy", "scipy.stats")
 
@@ -29,6 +33,42 @@ def test_nothing_heavy_is_imported(statement: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", [["--help"], ["check", "--help"], ["systems"], ["show", "floydnet"]])
+def test_commands_that_measure_nothing_import_nothing_heavy(command: list[str], tmp_path: Path) -> None:
+    heavy = [name for name in HEAVY if name != "sqlalchemy" or command[0] != "show"]  # it reads the store of runs
+    heavy += ["scipy", "sklearn", "matplotlib", "networkx"]
+    code = (
+        f"import sys\nfrom heliograph.cli import app\napp({command!r}, standalone_mode=False)\n"
+        f"print([name for name in {heavy!r} if name in sys.modules])"
+    )
+    home = {**os.environ, "HELIOGRAPH_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=home)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+LAYERS = ("floydnet", "gnn_plus", "graph_mamba", "grit")
+"""Checks some of whose arms are made of PyTorch Geometric's layers."""
+
+
+@pytest.mark.parametrize("slug", [*LAYERS, "mesh_transformer", "surface_predecoder"])
+def test_planning_a_check_of_graphs_leaves_what_only_its_trials_need(slug: str) -> None:
+    heavy = ("torch_geometric", "lightning", "torchmetrics", "pandas", "sklearn", "scipy.stats")
+    code = (
+        "import sys\nfrom heliograph.trials.session import CheckOptions, plan_systems\n"
+        f"plans, _ = plan_systems([{slug!r}], CheckOptions('laptop'))\nassert plans[0].trials\n"
+        f"print([name for name in {heavy!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("slug", LAYERS)
+def test_layers_are_imported_once_before_trials_are_forked(slug: str) -> None:
+    assert "torch_geometric.nn" in load_check(f"heliograph.checks.graphs.{slug}:CHECK").preload
 
 
 def test_a_missing_torch_is_answered_with_the_install_line() -> None:

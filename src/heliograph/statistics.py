@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
 from heliograph.random import CounterRng
 
@@ -79,6 +78,8 @@ def simultaneous_level(level: float, intervals: int) -> float:
 
 def t_quantile(probability: float, freedom: int) -> float:
     """Quantile of Student's t."""
+    from scipy import special
+
     return float(special.stdtrit(freedom, probability))
 
 
@@ -123,6 +124,8 @@ def clopper_pearson(successes: int, trials: int, level: float = 0.95) -> Interva
     Raises:
         ValueError: counts out of range.
     """
+    from scipy import special
+
     _check_level(level)
     if not 0 <= successes <= trials or trials == 0:
         raise ValueError(f"need 0 <= successes <= trials and trials > 0; got {successes} of {trials}")
@@ -134,6 +137,8 @@ def clopper_pearson(successes: int, trials: int, level: float = 0.95) -> Interva
 
 def wilson(successes: int, trials: int, level: float = 0.95) -> Interval:
     """Wilson's score interval of a proportion: shorter than the exact one, close to nominal on average."""
+    from scipy import special
+
     _check_level(level)
     if not 0 <= successes <= trials or trials == 0:
         raise ValueError(f"need 0 <= successes <= trials and trials > 0; got {successes} of {trials}")
@@ -160,6 +165,8 @@ def mcnemar_p_value(only_first: int, only_second: int) -> float:
     Raises:
         ValueError: a count is negative.
     """
+    from scipy import special
+
     if only_first < 0 or only_second < 0:
         raise ValueError(f"counts of pairs cannot be negative; got {only_first} and {only_second}")
     discordant = only_first + only_second

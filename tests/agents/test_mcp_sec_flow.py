@@ -5,6 +5,7 @@ import json
 import random
 import urllib.parse
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,14 +14,16 @@ from heliograph.agents.core.identity import Identity
 from heliograph.agents.mcp_sec import FlowTracker, GrantBook
 from heliograph.agents.mcp_sec.asking import Asker, request_digest
 from heliograph.agents.mcp_sec.certificates import pin_of
-from heliograph.agents.mcp_sec.flow import MAX_TEXT, _grams, _marks, _meets, _Text, spellings, texts_of
+from heliograph.agents.mcp_sec.flow import MAX_TEXT, normalised, spellings, texts_of
 from heliograph.agents.mcp_sec.origin import named_question, tagged, untagged
 from heliograph.agents.mcp_sec.peers import Peer, State, next_step, tool_change
+from heliograph.agents.mcp_sec.sieve import Sieve
 from heliograph.agents.mcp_sec.states import StateLedger
 from heliograph.agents.mcp_sec.trust import ServerPin
 from heliograph.errors import BadInput
 
 from .attested import TOOLS, Clock
+from .plain_flow import PlainTracker, plain_normalised, plain_spellings
 
 SECRET = "the launch code is 7351-ABBA"
 
@@ -142,25 +145,143 @@ def test_nested_encodings_are_bounded():
     assert sum(map(len, found)) < 1_000_000
 
 
-@given(st.text("abc", max_size=60), st.text("abc", max_size=60), st.integers(4, 20))
+# -- value mode against its plain definition ---------------------------------------------------------------------------
+
+LOWER_BASE64 = base64.b64encode(b"jgajgbjgcjgdjg").decode()
+PIECES = st.one_of(
+    st.sampled_from(
+        [
+            "", " ", "  ", "\n", "\t\x1c", "_", "-", "=", "==", "%", "%41%6c", "%c3%a9", "https://www.", "HTTP://",
+            "://", SECRET, "quarterly", "QUARTERLY", "shipment", "cardamom", "zanzibar", "internationalisation",
+            "Straße", "STRASSE", "İstanbul", "ﬁnancially", "ﬁ", "e\u0301", "é", "\u200b", "\u3000", "７３５１",
+            "\ud800", "😀", "日本語の文章です", "aWxsdXN0cmF0aW9ucw==", "deadbeefcafe", LOWER_BASE64,
+        ]
+    ),
+    st.text("abAB1 ", max_size=14),
+    st.text(max_size=6),
+    st.text("quartelyshipmnd ", max_size=40).map(lambda text: base64.b64encode(text.encode()).decode()),
+    st.text("quartelyshipmnd ", max_size=40).map(lambda text: text.encode().hex()),
+)  # fmt: skip
+TEXTS = st.one_of(
+    st.lists(PIECES, max_size=12).map("".join),
+    st.tuples(st.lists(PIECES, min_size=1, max_size=6).map("".join), st.integers(1, 60)).map(
+        lambda two: two[0] * two[1]
+    ),
+)
+LIMITS = st.fixed_dictionaries(
+    {
+        "min_argument": st.integers(1, 9),
+        "min_shared": st.sampled_from([4, 5, 7, 8, 9, 11, 12, 13, 20, 64]),
+        "min_words": st.integers(1, 3),
+        "window": st.sampled_from([1, 2, 3, 40]),
+    }
+)
+
+
+@given(LIMITS, st.lists(st.tuples(st.sampled_from("abc"), st.lists(TEXTS, max_size=3), TEXTS), max_size=8))
+@settings(max_examples=300, deadline=None)
+def test_value_mode_labels_every_call_as_its_plain_definition_does(limits, calls):
+    tracker, plain = FlowTracker("value", **limits), PlainTracker(**limits)
+    for server, arguments, answer in calls:
+        label = tracker.label("c", server, arguments)
+        assert (label.sources, label.why) == plain.label(server, arguments)
+        tracker.delivered("c", server, [answer], influence=label.sources)
+        plain.delivered(server, [answer], label.sources)
+
+
+@given(TEXTS)
+@settings(max_examples=300, deadline=None)
+def test_spellings_are_those_of_the_plain_definition(text):
+    assert spellings(text) == plain_spellings(text)
+    assert normalised(text) == plain_normalised(text)
+
+
+def test_a_long_word_is_taken_for_base64_only_with_its_padding():
+    assert LOWER_BASE64.rstrip("=").islower()
+    assert spellings(LOWER_BASE64) == [LOWER_BASE64, "jgajgbjgcjgdjg"]
+    assert len(spellings(LOWER_BASE64.rstrip("="))) == 1
+
+
+@pytest.mark.parametrize("length", [4, 5, 7, 8, 9, 11, 12, 13, 20, 64])
+def test_a_run_is_found_wherever_it_lies_and_one_byte_less_is_not(length):
+    run = "abcdefghijklmnopqrstuvwxyz0123456789" * 2
+    for before in range(2 * length):
+        tracker = FlowTracker(min_shared=length)
+        read(tracker, "#" * before + run[:length] + "#")
+        assert sources(tracker, {"x": "=" * 9 + run[:length] + "="}) == {"a"}
+        assert sources(tracker, {"x": "=" * 9 + run[: length - 1] + "="}) == set()
+
+
+def _noise(random_, size, letters="abcdefghijklmnopqrstuvwxyz"):
+    return " ".join("".join(random_.choices(letters, k=random_.randint(2, 10))) for _ in range(size // 7))
+
+
+@pytest.mark.parametrize("letters", ["abcdefghijklmnopqrstuvwxyz", "abcdefghijklmnopqrstuvwxyzéß"])
+def test_long_texts_that_share_nothing_a_run_or_words_are_told_apart(letters):
+    """Past one window, so that answers leave the index; some of the calls share a run or words with one answer."""
+    random_ = random.Random(7)
+    limits = {"min_argument": 8, "min_shared": 12, "min_words": 3, "window": 5}
+    tracker, plain = FlowTracker("value", **limits), PlainTracker(**limits)
+    answers, reasons = [], set()
+    for number in range(16):
+        server = "ab"[number % 2]
+        text = _noise(random_, 9000, letters)
+        if number % 4 == 1:
+            place = random_.randrange(5000)
+            text = text[:3000] + answers[-1][place : place + 20] + text[3020:]
+        elif number % 4 == 2:
+            rare = [word for word in answers[-1].split(" ") if len(word) > 8 and word not in text][:3]
+            text = f"{rare[0]}#{text[:4000]}#{rare[1]}#{text[4000:]}#{rare[2]}"
+        label = tracker.label("c", server, {"arguments": {"text": text}})
+        assert (label.sources, label.why) == plain.label(server, {"arguments": {"text": text}})
+        reasons.add(label.why)
+        tracker.delivered("c", server, [text])
+        plain.delivered(server, [text], frozenset())
+        answers.append(text)
+    assert reasons == {"", "value", "words"}
+
+
+def test_one_shared_run_in_very_long_texts_is_found():
+    random_ = random.Random(5)
+    first, second = (_noise(random_, MAX_TEXT - 20_000) for _ in range(2))
+    tracker = FlowTracker()
+    read(tracker, first)
+    assert sources(tracker, {"text": second}) == set()
+    assert sources(tracker, {"text": second[:90_000] + first[150_001:150_013] + second[90_012:]}) == {"a"}
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 70), st.booleans(), st.sets(st.integers(0, 2**64 - 1) | st.integers(0, 50), max_size=30)
+        ),
+        max_size=40,
+    ),
+    st.lists(st.integers(0, 50), max_size=40),
+)
 @settings(max_examples=150, deadline=None)
-def test_shared_runs_are_those_that_a_plain_search_finds(first, second, length):
-    plain = any(first[place : place + length] in second for place in range(len(first) - length + 1))
-    assert _meets(_grams(first, length), _grams(second, length)) == plain
-    assert _Text([first], length).shares(_Text([second], length)) == plain
-    if plain:
-        assert _meets(_marks(first, length), _marks(second, length))
+def test_a_sieve_counts_what_a_search_in_each_row_counts(changes, wanted):
+    sieve, rows = Sieve(), {}
+    for place, keep, row in changes:
+        sieve.drop(place)
+        rows.pop(place, None)
+        if keep:
+            sieve.put(place, np.array(sorted(row), np.uint64))
+            rows[place] = row
+    counts = sieve.count(np.array(wanted, np.uint64))
+    assert {place for place in range(71) if place in sieve} == set(rows)
+    assert counts == {place: held for place, row in rows.items() if (held := sum(one in row for one in wanted))}
 
 
-@pytest.mark.parametrize("shared", [True, False])
-def test_one_shared_run_in_long_texts_is_found(shared):
-    noise = random.Random(5)
-    first, second = ("".join(noise.choices("abcdefghij ", k=9000)) for _ in range(2))
-    if shared:
-        second = second[:4000] + first[7000:7012] + second[4012:]
-    plain = any(first[place : place + 12] in second for place in range(len(first) - 11))
-    assert plain == shared
-    assert _Text([first], 12).shares(_Text([second], 12)) == shared
+def test_a_sieve_stays_exact_while_its_table_grows_and_shrinks():
+    noise, sieve = np.random.default_rng(3), Sieve()
+    rows = [np.unique(noise.integers(0, 1 << 62, size, dtype=np.uint64)) for size in (10, 90_000, 5, 400_000, 70)]
+    for place, row in enumerate(rows):
+        sieve.put(place, row)
+    for place, row in enumerate(rows):
+        assert sieve.count(row[::3]) == {place: len(row[::3])}
+        sieve.drop(place)
+        assert not sieve.count(row)
 
 
 def test_deep_values_are_read_without_recursion():

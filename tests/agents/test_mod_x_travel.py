@@ -23,7 +23,7 @@ from heliograph.agents.mod_x.travel import (
     write_bundle,
 )
 from heliograph.cli import main
-from heliograph.errors import BadInput, MissingData
+from heliograph.errors import BadInput, MissingExtra
 
 LONDON = TravelGoal("London", "2024-05-16", 3, 900, origin="Paris", diet="vegan", car_type="SUV", least_rating=4.2)
 CARS = Path(trips.__file__).with_name("legacy_cars.py")
@@ -288,7 +288,7 @@ def test_a_mesh_refuses_what_makes_no_sense():
 def test_without_agentdojo_the_error_names_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "agentdojo", None)
     monkeypatch.setitem(sys.modules, "agentdojo.functions_runtime", None)
-    with pytest.raises(MissingData, match=r"pip install 'heliograph\[mcpbench\]'"):
+    with pytest.raises(MissingExtra, match=r"pip install 'heliograph\[mcpbench\]'"):
         TravelMesh()
 
 

@@ -172,7 +172,9 @@ def test_a_failing_step_ends_its_requests_and_nobody_else(tiny: LanguageModel, m
     served = engine(tiny)
     request = served.add(served.request("a", GREEDY))
     with monkeypatch.context() as patch:
-        patch.setattr(served.core.executor.decoder, "logits", lambda hidden: torch.full((len(hidden), 256), float("nan")))
+        patch.setattr(
+            served.core.executor.decoder, "logits", lambda hidden: torch.full((len(hidden), 256), float("nan"))
+        )
         with pytest.raises(BadInput, match="NaN"):
             served.step()
     assert request.finish == "error"

@@ -12,7 +12,7 @@ import binascii
 import re
 import unicodedata
 import urllib.parse
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from heliograph.agents.mcp_sec.sieve import Sieve, is_held
 from heliograph.errors import BadInput
 
 __all__ = ["FlowTracker", "Influence", "normalised", "spellings", "texts_of"]
@@ -30,14 +31,15 @@ MAX_TEXT = 256 * 1024
 """Characters of one answer or argument that are looked at; what is longer counts as shared with everything."""
 MAX_DECODED = 3 * MAX_TEXT
 MAX_DEPTH = 3
-_SLOTS = 1 << 17
+_FEW_WORDS = 200
 _ZERO_WIDTH = dict.fromkeys([0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF, 0x00AD])
 _SPACES = dict.fromkeys([*range(9, 14), *range(28, 32)], " ")
 _PREFIXES = ("https://www.", "http://www.", "https://", "http://")
-_BASE64 = re.compile(r"(?<![A-Za-z0-9+/_-])[A-Za-z0-9+/_-]{12,}={0,2}")
+_ALNUM = bytes(byte < 128 and chr(byte).isalnum() for byte in range(256))
+_NO_SPACE = bytes(byte != ord(" ") for byte in range(256))
+_BASE64 = bytes(byte < 128 and (chr(byte).isalnum() or chr(byte) in "+/_-") for byte in range(256))
 _HEX = re.compile(r"(?:[0-9a-fA-F]{2}){6,}")
 _WORD = re.compile(r"(?<![^\W_])[^\W_]{8,}")
-_ASCII_WORD = re.compile(r"(?<![a-z0-9])[a-z0-9]{8,}")
 
 
 def texts_of(value: Any, *, limit: int = 256) -> list[str]:
@@ -65,11 +67,29 @@ def normalised(text: str) -> str:
     if not text.isascii():
         text = " ".join(unicodedata.normalize("NFKC", text).translate(_ZERO_WIDTH).split())
     text = text.casefold().translate(_SPACES)
-    for prefix in _PREFIXES:  # everybody's, and as long as what counts as shared
-        text = text.replace(prefix, " ")
+    if "://" in text:
+        for prefix in _PREFIXES:  # everybody's, and as long as what counts as shared
+            text = text.replace(prefix, " ")
     while "  " in text:
         text = text.replace("  ", " ")
     return text.strip(" ")
+
+
+def _runs(raw: bytes, alphabet: bytes, least: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where the longest runs of an alphabet's bytes begin and end, those of so many bytes or more.
+
+    Args:
+        raw: the text.
+        alphabet: for each byte, 1 if it is part of a run and 0 if not.
+        least: shorter runs are left out.
+    """
+    inside = np.frombuffer(b"\0" + raw.translate(alphabet) + b"\0", np.bool_)
+    covered = 1
+    while covered < least:  # at each place: the alphabet's bytes from here on are so many
+        step = min(covered, least - covered)
+        inside, covered = inside[:-step] & inside[step:], covered + step
+    edges = np.flatnonzero(inside[1:] != inside[:-1])
+    return edges[::2], edges[1::2] + (least - 1)
 
 
 def _decoded(text: str) -> Iterable[str]:
@@ -77,19 +97,21 @@ def _decoded(text: str) -> Iterable[str]:
         once = urllib.parse.unquote(text)
         if once != text:
             yield once
-    # A run of hexadecimal digits is one of base64 too. Splitting first keeps the search off the short words.
-    for run in (run for word in text.split() if len(word) >= 12 for run in _BASE64.findall(word)):
-        if run.islower() and run.isalpha():  # a long word: no base64 of a text lacks capitals and digits
-            continue
-        for digits in _HEX.findall(run):
+    raw = text.encode("utf-8", "surrogatepass")
+    # A run of hexadecimal digits is one of base64 too.
+    for begin, end in zip(*map(np.ndarray.tolist, _runs(raw, _BASE64, 12)), strict=True):
+        body = raw[begin:end].decode("ascii")
+        if body.islower() and body.isalpha() and raw[end : end + 1] != b"=":
+            continue  # a long word: no base64 of a text lacks capitals and digits
+        for digits in _HEX.findall(body):
             yield bytes.fromhex(digits).decode("utf-8", "replace")
-        body = run.rstrip("=").replace("-", "+").replace("_", "/")
+        body = body.replace("-", "+").replace("_", "/")
         body = body[: len(body) - (len(body) % 4 == 1)]
         try:
-            raw = base64.b64decode(body + "=" * (-len(body) % 4), validate=True)
+            inner = base64.b64decode(body + "=" * (-len(body) % 4), validate=True)
         except (binascii.Error, ValueError):
             continue
-        plain = raw.decode("utf-8", "replace")
+        plain = inner.decode("utf-8", "replace")
         if plain.count("\ufffd") * 4 <= len(plain):
             yield plain
 
@@ -105,14 +127,18 @@ def spellings(text: str) -> list[str]:
     return found
 
 
+def _eights(raw: bytes) -> NDArray[np.uint64]:
+    """Eight bytes at every place as one number, zeros after the end."""
+    return np.ndarray((len(raw),), "<u8", raw + bytes(8), strides=(1,))
+
+
 def _grams(text: str, length: int) -> NDArray[np.uint64]:
     """Hashes of all substrings of so many bytes, sorted. Equal substrings have equal hashes."""
     raw = text.encode("utf-8", "surrogatepass")
     count = len(raw) - length + 1
     if count < 1:
         return np.empty(0, np.uint64)
-    # Eight bytes at every place as one number; the padding is never part of a substring that counts.
-    words = np.ndarray((len(raw),), "<u8", raw + bytes(8), strides=(1,))
+    words = _eights(raw)  # the padding is never part of a substring that counts
     if length < 8:
         return _distinct(words[:count] & np.uint64((1 << 8 * length) - 1))
     total = words[:count].copy()
@@ -123,29 +149,21 @@ def _grams(text: str, length: int) -> NDArray[np.uint64]:
     return _distinct(total)
 
 
-def _marks(text: str, length: int) -> NDArray[np.uint64]:
-    """A third of the hashes of shorter substrings, chosen so that texts that share a run of ``length`` share one.
-
-    Winnowing: the least hash of each window, where the windows within such a run see the same hashes.
-    """
-    window = min(5, length - 3)
-    size = length - window + 1
+def _heads(text: str, length: int) -> NDArray[np.uint64]:
+    """The first bytes of runs of so many, at every place, as numbers: at most eight, and four of a short run."""
+    size = _head_bytes(length)
     raw = text.encode("utf-8", "surrogatepass")
-    count = len(raw) - size + 1
-    if count < window:
-        return np.empty(0, np.uint64)
-    words = np.ndarray((len(raw),), "<u8", raw + bytes(8), strides=(1,))[:count]
-    with np.errstate(over="ignore"):
-        if size < 8:
-            hashes = (words & np.uint64((1 << 8 * size) - 1)) * np.uint64(0x9E3779B97F4A7C15)
-        else:  # the first eight bytes decide; what is shared beyond them is looked up exactly
-            hashes = words * np.uint64(0x9E3779B97F4A7C15)
-    hashes ^= hashes >> np.uint64(29)
-    least = hashes[: count - window + 1].copy()
-    for place in range(1, window):
-        np.minimum(least, hashes[place : count - window + 1 + place], out=least)
-    kept = np.concatenate([least[:1], least[1:][least[1:] != least[:-1]]])
-    return _distinct(kept)
+    words = _eights(raw)[: max(len(raw) - size + 1, 0)]
+    return words if size == 8 else words & np.uint64((1 << 8 * size) - 1)
+
+
+def _marks(text: str, length: int) -> NDArray[np.uint64]:
+    """Some of a text's heads, sorted: one in so many places that each run of ``length`` bytes has one inside."""
+    return _distinct(_heads(text, length)[:: length - _head_bytes(length) + 1].copy())
+
+
+def _head_bytes(length: int) -> int:
+    return min(length, max(4, min(8, length - 4)))
 
 
 def _distinct(row: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -162,9 +180,7 @@ def _meets(first: NDArray[np.uint64], second: NDArray[np.uint64]) -> bool:
         both = np.concatenate([small, large])
         both.sort()
         return bool((both[1:] == both[:-1]).any())
-    at = np.searchsorted(large, small)
-    at[at == len(large)] = 0
-    return bool((large[at] == small).any())
+    return bool(is_held(small, large).any())
 
 
 @dataclass(frozen=True)
@@ -188,53 +204,88 @@ class _Text:
         self.opaque = sum(map(len, self._texts)) > MAX_TEXT
 
     @cached_property
-    def _plain(self) -> list[str]:
+    def _plain(self) -> tuple[list[str], list[str]]:
+        """All spellings, without those that lie within the longest; of these the first and the last words."""
         plain = [normalised(one) for text in self._texts for one in spellings(text)]
         self._texts = []
-        return plain
+        longest = max(plain, key=len, default="")
+        whole, ends = [longest], []
+        for one in plain:
+            if one is longest:
+                continue
+            if len(one) * 64 > len(longest) and one in longest:  # a short one costs less than the search for it
+                ends += [one.partition(" ")[0], one.rpartition(" ")[2]]  # in the longest they may go on
+            else:
+                whole.append(one)
+        return whole, ends
 
-    def _rows(self, make: Callable[[str, int], NDArray[np.uint64]]) -> NDArray[np.uint64]:
-        rows = [row for row in (make(one, self._length) for one in self._plain) if len(row)]
+    def _row(self, make: Callable[[str, int], NDArray[np.uint64]]) -> NDArray[np.uint64]:
+        rows = [row for row in (make(one, self._length) for one in self._plain[0]) if len(row)]
         if not rows:
             return np.empty(0, np.uint64)
         return rows[0] if len(rows) == 1 else _distinct(np.concatenate(rows))
 
     @cached_property
-    def marks(self) -> NDArray[np.uint64]:
-        return self._rows(_marks)
+    def heads(self) -> NDArray[np.uint64]:
+        rows = [_heads(one, self._length) for one in self._plain[0]]
+        return rows[0] if len(rows) == 1 else np.concatenate(rows)
 
     @cached_property
-    def _table(self) -> NDArray[np.bool_]:
-        table = np.zeros(_SLOTS, np.bool_)
-        table[self.marks & np.uint64(_SLOTS - 1)] = True
-        return table
+    def marks(self) -> NDArray[np.uint64]:
+        return self._row(_marks)
 
     @cached_property
     def grams(self) -> NDArray[np.uint64]:
-        return self._rows(_grams)
-
-    def shares(self, other: _Text) -> bool:
-        """Whether both have a run of so many bytes."""
-        marks = other.marks
-        if len(marks) > 256 and len(self.marks) > 256:  # most are known by their last bits not to be shared
-            marks = marks[self._table[marks & np.uint64(_SLOTS - 1)]]
-        return _meets(self.marks, marks) and _meets(self.grams, other.grams)
+        return self._row(_grams)
 
     @cached_property
-    def words(self) -> frozenset[str]:
-        found: set[str] = set()
-        for part in {part for one in self._plain for part in one.split(" ") if len(part) >= 8}:
-            if part.isalnum():  # most are, and need no search
-                found.add(part)
-            else:
-                found.update((_ASCII_WORD if part.isascii() else _WORD).findall(part))
-        return frozenset(found)
+    def _words(self) -> _Words:
+        whole, ends = self._plain
+        return _Words(" ".join([*whole, *ends]))
+
+    @cached_property
+    def word_keys(self) -> NDArray[np.uint64]:
+        return self._words.keys()
+
+    @cached_property
+    def words(self) -> frozenset[bytes]:
+        return self._words.texts()
+
+
+class _Words:
+    """Runs of eight letters and digits or more in a text."""
+
+    def __init__(self, text: str) -> None:
+        alphabet = _ALNUM
+        if not text.isascii():
+            found: set[str] = set()
+            for part in {part for part in text.split(" ") if len(part) >= 8}:
+                if part.isalnum():  # most are, and need no search
+                    found.add(part)
+                else:
+                    found.update(_WORD.findall(part))
+            text, alphabet = " ".join(found), _NO_SPACE
+        self._raw = text.encode("utf-8")
+        self._begins, self._ends = _runs(self._raw, alphabet, 8)
+
+    def keys(self) -> NDArray[np.uint64]:
+        """A number for each word, made of its first and its last eight bytes; sorted."""
+        eights = _eights(self._raw)
+        keys = eights[self._begins] * np.uint64(0x9E3779B97F4A7C15) + eights[self._ends - 8]
+        keys.sort()
+        return keys
+
+    def texts(self) -> frozenset[bytes]:
+        """The words themselves, in UTF-8."""
+        places = zip(self._begins.tolist(), self._ends.tolist(), strict=True)
+        return frozenset({self._raw[begin:end] for begin, end in places})
 
 
 @dataclass(frozen=True)
 class _Answer:
-    """What a server answered, and who influenced it, itself included."""
+    """What a server answered, and who influenced it, itself included; as many answers later its place is another's."""
 
+    place: int
     server: str
     sources: frozenset[str]
     text: _Text
@@ -243,8 +294,53 @@ class _Answer:
 
 @dataclass
 class _Conversation:
+    """Its last answers, and indices of those that were compared with an argument."""
+
     answers: deque[_Answer]
     seen: set[str] = field(default_factory=set)
+    next_place: int = 0
+    marks: Sieve = field(default_factory=Sieve)
+    words: Sieve = field(default_factory=Sieve)
+
+
+class _Comparison:
+    """A call's texts beside the answers of its conversation; the indices are looked at once, if they are needed."""
+
+    def __init__(self, conversation: _Conversation, answers: Iterable[_Answer], carried: _Text) -> None:
+        self._conversation, self._answers, self._carried = conversation, list(answers), carried
+
+    @cached_property
+    def _same_marks(self) -> Counter[int]:
+        index = self._conversation.marks
+        for answer in self._answers:
+            if answer.place not in index and not answer.text.opaque:
+                index.put(answer.place, answer.text.marks)
+        return index.count(self._carried.heads)
+
+    @cached_property
+    def _same_words(self) -> Counter[int]:
+        index = self._conversation.words
+        for answer in self._answers:
+            if answer.place not in index and not answer.text.opaque:
+                index.put(answer.place, answer.text.word_keys)
+        return index.count(self._carried.word_keys)
+
+    def share_run(self, answer: _Answer) -> bool:
+        """Whether both have a run of so many bytes in common, or one is too long to tell."""
+        if self._carried.opaque or answer.text.opaque:
+            return True
+        return bool(self._same_marks[answer.place]) and _meets(answer.text.grams, self._carried.grams)
+
+    def share_words(self, answer: _Answer, least: int) -> bool:
+        """Whether they share at least so many words that no other server has used."""
+        # Fewer are looked up sooner in each answer; in the index a word that is repeated counts more than once.
+        if len(self._carried.word_keys) > _FEW_WORDS and self._same_words[answer.place] < least:
+            return False
+        shared = self._carried.words & answer.text.words
+        if len(shared) < least:
+            return False
+        others = [one for one in self._conversation.answers if one.server != answer.server]
+        return len(shared.difference(*(one.text.words for one in others))) >= least
 
 
 class FlowTracker:
@@ -310,13 +406,14 @@ class FlowTracker:
         if texts:
             # Also joined: a text cut into several arguments is still that text.
             carried = _Text([*texts, "".join(texts)] if len(texts) > 1 else texts, self._min_shared)
+            comparison = _Comparison(conversation, foreign, carried)
             for answer in foreign:
                 if answer.sources <= found | {target}:
                     continue
-                if carried.opaque or answer.text.opaque or answer.text.shares(carried):
+                if comparison.share_run(answer):
                     found |= answer.sources
                     why = "value"
-                elif self._share_words(conversation, answer, carried):
+                elif comparison.share_words(answer, self._min_words):
                     found |= answer.sources
                     why = why or "words"
         if writes:
@@ -326,15 +423,6 @@ class FlowTracker:
                 why = why or "unverified"
         sources = frozenset(found - {target})
         return Influence(sources, why if sources else "")
-
-    def _share_words(self, conversation: _Conversation, answer: _Answer, carried: _Text) -> bool:
-        """Whether they share enough words that no other server has used."""
-        shared = carried.words & answer.text.words
-        if len(shared) < self._min_words:
-            return False
-        others = [one for one in conversation.answers if one.server != answer.server]
-        rare = shared.difference(*(one.text.words for one in others))
-        return len(rare) >= self._min_words
 
     def delivered(
         self,
@@ -361,7 +449,11 @@ class FlowTracker:
         if self.mode == "context":
             return
         text = _Text(["\n".join(texts_of(content))], self._min_shared)
-        conversation.answers.append(_Answer(server, influence | {server}, text, verified))
+        place = conversation.next_place
+        conversation.next_place = (place + 1) % self._window
+        conversation.marks.drop(place)
+        conversation.words.drop(place)
+        conversation.answers.append(_Answer(place, server, influence | {server}, text, verified))
 
     def forget(self, context: str) -> None:
         """Ends a conversation."""

@@ -162,7 +162,7 @@ class TravelMesh:
         out_of_service: peers whose agents refuse to work.
 
     Raises:
-        MissingData: AgentDojo is not installed.
+        MissingExtra: AgentDojo is not installed.
     """
 
     def __init__(

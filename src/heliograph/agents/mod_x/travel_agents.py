@@ -19,7 +19,7 @@ from typing import Any
 from heliograph.agents.mod_x.adapters import LegacyAgent, Rule, RuleAgent, SymbolicAgent
 from heliograph.agents.mod_x.discovery import Capability
 from heliograph.agents.mod_x.peer import CallFailed, call_key
-from heliograph.errors import MissingData
+from heliograph.errors import MissingExtra
 
 __all__ = ["KINDS", "TravelMarket", "parts_of"]
 
@@ -41,15 +41,15 @@ class TravelMarket:
     """The world that the specialists share: the travel suite of AgentDojo, and what was booked in it.
 
     Raises:
-        MissingData: AgentDojo is not installed.
+        MissingExtra: AgentDojo is not installed.
     """
 
     def __init__(self) -> None:
         try:
             from agentdojo.functions_runtime import FunctionsRuntime
             from agentdojo.task_suite.load_suites import get_suites
-        except ModuleNotFoundError:
-            raise MissingData("agentdojo", "pip install 'heliograph[mcpbench]'") from None
+        except ModuleNotFoundError as error:
+            raise MissingExtra((error.name or "agentdojo").split(".")[0], "mcpbench") from error
         suite = get_suites("v1")["travel"]
         self._tools = FunctionsRuntime(suite.tools)
         self._untouched = suite.load_and_inject_default_environment({})
@@ -136,6 +136,30 @@ def parts_of(kind: str, market: TravelMarket, prices: Path, fee: float) -> list[
     return [_find_flights(market, fee)]
 
 
+def _step(
+    name: str,
+    concept: str,
+    description: str,
+    takes: dict[str, str],
+    gives: tuple[str, ...],
+    fee: float,
+    *,
+    undoable: bool = False,
+) -> Capability:
+    """What a specialist does for a trip; the peer that offers it fills in the agent. What is undoable writes."""
+    return Capability(
+        name=name,
+        agent="",
+        description=description,
+        inputs=takes,
+        outputs=gives,
+        concepts=(concept,),
+        effects="write" if undoable else "read",
+        undo=f"undo.{name}" if undoable else "",
+        price=fee,
+    )
+
+
 def _find_flights(market: TravelMarket, fee: float) -> tuple[Capability, Handler]:
     told = re.compile(r"Flight Number: ([^,]+), Departure Time: ([^,]+), Arrival Time: ([^,]+), Price: ([\d.]+)")
 
@@ -153,14 +177,13 @@ def _find_flights(market: TravelMarket, fee: float) -> tuple[Capability, Handler
             raise CallFailed(f"no flight from {origin or 'nowhere'} to {city} on {start}{when}", "refused")
         return found
 
-    capability = Capability(
-        name="find_flights",
-        agent="",
-        description="Finds flights between two cities on a day, with times and prices.",
-        inputs={"origin": ORIGIN, "city": CITY, "start": START},
-        outputs=(FLIGHTS,),
-        concepts=("travel.flight.search",),
-        price=fee,
+    capability = _step(
+        "find_flights",
+        "travel.flight.search",
+        "Finds flights between two cities on a day, with times and prices.",
+        {"origin": ORIGIN, "city": CITY, "start": START},
+        (FLIGHTS,),
+        fee,
     )
     return capability, find
 
@@ -179,14 +202,13 @@ def _find_hotels(market: TravelMarket, fee: float) -> tuple[Capability, Handler]
             raise CallFailed(f"no hotel in {arguments['city']} is rated {least:g} or more", "refused")
         return found
 
-    capability = Capability(
-        name="find_hotels",
-        agent="",
-        description="Finds hotels of a city with the price of a night and the rating of guests.",
-        inputs={"city": CITY, "least_rating": LEAST_RATING},
-        outputs=(HOTELS,),
-        concepts=("travel.hotel.search",),
-        price=fee,
+    capability = _step(
+        "find_hotels",
+        "travel.hotel.search",
+        "Finds hotels of a city with the price of a night and the rating of guests.",
+        {"city": CITY, "least_rating": LEAST_RATING},
+        (HOTELS,),
+        fee,
     )
     return capability, find
 
@@ -213,14 +235,13 @@ def _find_tables(market: TravelMarket, fee: float) -> tuple[Capability, Handler]
             )
         return found
 
-    capability = Capability(
-        name="find_tables",
-        agent="",
-        description="Finds restaurants of a city for dinner on an evening, that keep to a diet.",
-        inputs={"city": CITY, "evening": EVENING, "diet": DIET},
-        outputs=(TABLES,),
-        concepts=("travel.restaurant.search",),
-        price=fee,
+    capability = _step(
+        "find_tables",
+        "travel.restaurant.search",
+        "Finds restaurants of a city for dinner on an evening, that keep to a diet.",
+        {"city": CITY, "evening": EVENING, "diet": DIET},
+        (TABLES,),
+        fee,
     )
     return capability, find
 
@@ -238,14 +259,13 @@ def serves(hours: str, evening: date) -> bool:
 
 
 def _find_cars(prices: Path, fee: float) -> tuple[Capability, Handler]:
-    capability = Capability(
-        name="find_cars",
-        agent="",
-        description="Finds rental cars of a city and a type with the price of a day.",
-        inputs={"city": CITY, "car_type": CAR_TYPE, "least_rating": LEAST_RATING},
-        outputs=(CARS,),
-        concepts=("travel.car.search",),
-        price=fee,
+    capability = _step(
+        "find_cars",
+        "travel.car.search",
+        "Finds rental cars of a city and a type with the price of a day.",
+        {"city": CITY, "car_type": CAR_TYPE, "least_rating": LEAST_RATING},
+        (CARS,),
+        fee,
     )
     program = str(Path(__file__).with_name("legacy_cars.py"))
     old = LegacyAgent(capability, [sys.executable, "-I", "-S", program, str(prices)], codec="csv")
@@ -260,14 +280,13 @@ def _find_cars(prices: Path, fee: float) -> tuple[Capability, Handler]:
 
 
 def _free(market: TravelMarket, fee: float) -> tuple[Capability, Handler]:
-    capability = Capability(
-        name="free_times",
-        agent="",
-        description="Says which flights and which evening of a trip do not clash with appointments.",
-        inputs={"flights": FLIGHTS, "start": START, "nights": NIGHTS},
-        outputs=(FITTING, EVENING),
-        concepts=("office.calendar.search",),
-        price=fee,
+    capability = _step(
+        "free_times",
+        "office.calendar.search",
+        "Says which flights and which evening of a trip do not clash with appointments.",
+        {"flights": FLIGHTS, "start": START, "nights": NIGHTS},
+        (FITTING, EVENING),
+        fee,
     )
 
     def clash(facts: Mapping[str, Any]) -> str:
@@ -318,11 +337,11 @@ def _free(market: TravelMarket, fee: float) -> tuple[Capability, Handler]:
 
 
 def _choosing(fee: float) -> tuple[Capability, Handler]:
-    capability = Capability(
-        name="choose_within_budget",
-        agent="",
-        description="Chooses flight, hotel, restaurant and car of a trip so that all together keep to the budget.",
-        inputs={
+    capability = _step(
+        "choose_within_budget",
+        "finance.budget",
+        "Chooses flight, hotel, restaurant and car of a trip so that all together keep to the budget.",
+        {
             "flights": FITTING,
             "hotels": HOTELS,
             "tables": TABLES,
@@ -330,9 +349,8 @@ def _choosing(fee: float) -> tuple[Capability, Handler]:
             "nights": NIGHTS,
             "budget": BUDGET,
         },
-        outputs=(CHOICE,),
-        concepts=("finance.budget",),
-        price=fee,
+        (CHOICE,),
+        fee,
     )
 
     async def choose(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -372,16 +390,14 @@ def _rated(trip: tuple[Offer | None, ...]) -> float:
 def _reserving(what: str, booked: str, market: TravelMarket, fee: float) -> list[tuple[Capability, Handler]]:
     taken = {"hotel": "a room in a hotel", "table": "a table in a restaurant", "car": "a rental car"}[what]
     when = {"table": {"evening": EVENING}}.get(what, {"start": START, "nights": NIGHTS})
-    capability = Capability(
-        name=f"reserve_{what}",
-        agent="",
-        description=f"Reserves {taken}.",
-        inputs={"choice": CHOICE, **when},
-        outputs=(booked,),
-        concepts=(f"travel.{what}.reserve",),
-        effects="write",
-        undo=f"undo.reserve_{what}",
-        price=fee,
+    capability = _step(
+        f"reserve_{what}",
+        f"travel.{what}.reserve",
+        f"Reserves {taken}.",
+        {"choice": CHOICE, **when},
+        (booked,),
+        fee,
+        undoable=True,
     )
 
     async def reserve(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -403,24 +419,24 @@ def _reserving(what: str, booked: str, market: TravelMarket, fee: float) -> list
         market.bookings[call_key.get()] = booking
         return booking
 
-    return [(capability, reserve), _undoing(f"undo.reserve_{what}", market)]
+    return [(capability, reserve), _undoing(capability, market)]
 
 
-def _undoing(name: str, market: TravelMarket) -> tuple[Capability, Handler]:
+def _undoing(done: Capability, market: TravelMarket) -> tuple[Capability, Handler]:
     async def undo(arguments: dict[str, Any]) -> None:
         booking = market.bookings.pop(str(arguments.get("key")), None)
         if booking is not None and "event" in booking:
             market.tool("cancel_calendar_event", event_id=booking["event"])
 
-    return Capability(name=name, agent="", inputs={"key": "call.key"}, effects="write"), undo
+    return Capability(name=done.undo, agent="", inputs={"key": "call.key"}, effects="write"), undo
 
 
 def _entering(market: TravelMarket, fee: float) -> list[tuple[Capability, Handler]]:
-    capability = Capability(
-        name="enter_trip",
-        agent="",
-        description="Plans a trip: gives its whole itinerary, with what was reserved, and enters it into the calendar.",
-        inputs={
+    capability = _step(
+        "enter_trip",
+        "travel.itinerary",
+        "Plans a trip: gives its whole itinerary, with what was reserved, and enters it into the calendar.",
+        {
             "choice": CHOICE,
             "hotel": HOTEL_BOOKED,
             "table": TABLE_BOOKED,
@@ -430,11 +446,9 @@ def _entering(market: TravelMarket, fee: float) -> list[tuple[Capability, Handle
             "nights": NIGHTS,
             "evening": EVENING,
         },
-        outputs=(ITINERARY,),
-        concepts=("travel.itinerary",),
-        effects="write",
-        undo="undo.enter_trip",
-        price=fee,
+        (ITINERARY,),
+        fee,
+        undoable=True,
     )
 
     async def enter(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -458,4 +472,4 @@ def _entering(market: TravelMarket, fee: float) -> list[tuple[Capability, Handle
             "event": event.id_,
         }
 
-    return [(capability, enter), _undoing("undo.enter_trip", market)]
+    return [(capability, enter), _undoing(capability, market)]

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch_geometric.nn import GINEConv, GPSConv
 
 from heliograph.graphs.core.blocks import GatedGCNMixer, GCNMixer, NodeBlock
 from heliograph.graphs.core.message_passing import (
@@ -75,6 +74,8 @@ class SparseStack(nn.Module):
 
     def _layer(self, dim: int, plus: bool) -> nn.Module:
         if self.conv == "gps":
+            from torch_geometric.nn import GINEConv, GPSConv
+
             mlp = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim))
             layer: nn.Module = GPSConv(dim, GINEConv(mlp), heads=2)
             return layer

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch_geometric.data import Batch
 
 from heliograph.errors import BadInput
 from heliograph.graphs.core.message_passing import count_parameters, match_width
@@ -17,6 +16,9 @@ from heliograph.graphs.core.train import encoded
 from heliograph.graphs.inputs import make_task, read_graphs
 from heliograph.graphs.models import MODELS, Shape, build_model
 from heliograph.trials.check import Context, Workload
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Batch
 
 __all__ = [
     "adopt_graphs",
@@ -87,6 +89,7 @@ def make_matched(context: Context, task: GraphTask, shape: Shape) -> nn.Module:
 
 def task_batches(model: nn.Module, task: GraphTask, size: int, device: str) -> tuple[list[Batch], list[Batch]]:
     """Training and test graphs with what the model reads beside them, collated once so that nobody pays for it."""
+    from torch_geometric.data import Batch
 
     def batches(graphs: tuple[Any, ...]) -> list[Batch]:
         known = encoded(model, graphs)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch_geometric.data import Batch
 
 from heliograph.checks.graphs.contenders import thin
 from heliograph.graphs.core.fit import one_cycle, train_supervised
 from heliograph.graphs.core.tasks import GraphTask, Metrics, TargetSpec
 from heliograph.trials.check import Context
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Batch
 
 __all__ = ["batches_of", "score", "shuffle_targets", "train_arm", "train_batches"]
 
@@ -83,11 +85,15 @@ def _load_kernels(model: nn.Module, batch: Batch, target: TargetSpec) -> None:
 
 def batches_of(task: GraphTask, size: int, device: str) -> list[Batch]:
     """The training graphs, batched once, so that no arm pays for collation; the order of batches is drawn later."""
+    from torch_geometric.data import Batch
+
     return [Batch.from_data_list(list(task.train[i : i + size])).to(device) for i in range(0, len(task.train), size)]
 
 
 def score(model: nn.Module, task: GraphTask, device: str, size: int = 256) -> Metrics:
     """The metrics on the test graphs."""
+    from torch_geometric.data import Batch
+
     model.eval()
     with torch.no_grad():
         parts = [

@@ -10,9 +10,8 @@ from dataclasses import asdict
 from typing import Any, Literal
 
 from torch import Tensor, nn
-from torch_geometric.nn import GINEConv, GPSConv
 
-from heliograph.errors import BadInput
+from heliograph.errors import BadInput, MissingExtra
 from heliograph.graphs.core.blocks import EdgeStem, GraphModel, NodeStem, halving_head, mlp_head
 from heliograph.graphs.core.encodings import RWSE
 
@@ -52,6 +51,10 @@ class GPS(GraphModel):
     ) -> None:
         if hidden % 2:
             raise BadInput(f"GPS needs an even number of channels for its heads; got {hidden}")
+        try:
+            from torch_geometric.nn import GINEConv, GPSConv
+        except ImportError as error:
+            raise MissingExtra("torch_geometric", "graphs") from error
         heads = 4 if hidden % 4 == 0 else 2
 
         def local() -> nn.Module:

@@ -1,7 +1,8 @@
 """Where a vertex is in its graph, as numbers: walk, Laplacian, distance and degree encodings, and a cache for them.
 
-Each encoding is a PyTorch Geometric transform: ``data = RWSE(16)(data)`` adds an attribute and leaves the rest. Random
-walks and Laplacians follow the definitions of :mod:`walks` and of each class, whatever the size of the graph.
+An encoding is called as a transform of PyTorch Geometric is: ``data = RWSE(16)(data)`` adds an attribute and leaves the
+rest. It derives from none of theirs, whose import takes seconds. Random walks and Laplacians follow the definitions of
+:mod:`walks` and of each class, whatever the size of the graph.
 
 ``cached`` keeps what a transform adds on disk under the content of the graphs, the transform, all of its parameters and
 the source of this module, so that a changed input, parameter or program is never answered with an old file.
@@ -11,6 +12,7 @@ Shapes: n vertices of one graph, K columns.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import hashlib
@@ -18,7 +20,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 import scipy.linalg
@@ -30,15 +32,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from heliograph.data.keep import CacheWarning, cache_home, read_tables, write_tables
-from heliograph.errors import BadInput, MemoryEstimateError, MissingExtra
+from heliograph.errors import BadInput, MemoryEstimateError
 from heliograph.graphs.core import sampled_walks, walks
 from heliograph.graphs.core.walks import return_probabilities, walk_powers
 
-try:
+if TYPE_CHECKING:
     from torch_geometric.data import Data
-    from torch_geometric.transforms import BaseTransform
-except ImportError as error:
-    raise MissingExtra("torch-geometric", "graphs") from error
 
 __all__ = [
     "RRWP",
@@ -59,7 +58,8 @@ DISTANCE_BUDGET_BYTES = 2 * 2**30
 G = TypeVar("G")
 
 
-class Encoding(BaseTransform):  # type: ignore[misc]
+@dataclass(frozen=True)
+class Encoding:
     """Base of the encodings: a frozen dataclass whose ``adds`` names the attributes that it writes."""
 
     adds: ClassVar[tuple[str, ...]] = ()
@@ -68,8 +68,12 @@ class Encoding(BaseTransform):  # type: ignore[misc]
         """The attributes for one graph or one batch."""
         raise NotImplementedError
 
+    def __call__(self, data: G) -> G:
+        """A shallow copy of the graph, with the attributes added."""
+        return self.forward(copy.copy(data))
+
     def forward(self, data: G) -> G:
-        """The graph with the attributes added (PyTorch Geometric's ``__call__`` copies the graph first)."""
+        """The graph itself, with the attributes added."""
         for name, values in self.compute(data).items():
             data[name] = values  # type: ignore[index]
         return data

@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch_geometric.data import Data
 
 from heliograph.data import molecules, peptides
 from heliograph.data.keep import cache_home, read_tables, write_tables
@@ -128,6 +127,8 @@ def _to_tables(side: str, graphs: Sequence[Any]) -> dict[str, NDArray[Any]]:
 
 
 def _from_tables(side: str, tables: Mapping[str, NDArray[Any]]) -> tuple[Any, ...]:
+    from torch_geometric.data import Data
+
     vertices = tables[f"{side}.vertices"].tolist()
     if not vertices:
         return ()

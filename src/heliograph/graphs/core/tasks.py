@@ -11,16 +11,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-import torchmetrics.functional as scores
 from torch import Tensor
-from torch_geometric.data import Data
 
 from heliograph.data import communities, molecules, peptides, tu
 from heliograph.errors import BadInput
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Data
 
 __all__ = ["TASKS", "Answers", "GraphTask", "Metrics", "TargetSpec", "infer_target", "load_task", "random_split"]
 
@@ -274,6 +275,8 @@ def random_split(
 
 def molecule_graph(mol: molecules.Molecule, vocabulary: Sequence[molecules.AtomKind]) -> Data:
     """A molecule as ``Data``: x [n] numbers of atom kinds (0 unknown), edge_attr [E] bond orders."""
+    from torch_geometric.data import Data
+
     number = {kind: place + 1 for place, kind in enumerate(vocabulary)}
     return Data(
         x=torch.tensor([number.get(kind, 0) for kind in mol.kinds]),
@@ -303,6 +306,8 @@ def _zinc(seed: int, train: int = 2000, valid: int = 200, test: int = 500) -> Gr
 
 
 def _mutag(seed: int, train: int = 140, valid: int = 20, test: int = 28) -> GraphTask:
+    from torch_geometric.data import Data
+
     graphs = [
         Data(
             x=torch.from_numpy(g.node_labels),
@@ -344,6 +349,8 @@ def _labelled(
     name: str, make: Callable[[int, int], Sequence[communities.LabelledGraph]], types: int, classes: int
 ) -> Callable[..., GraphTask]:
     def load(seed: int, train: int = 200, valid: int = 40, test: int = 80) -> GraphTask:
+        from torch_geometric.data import Data
+
         graphs = [
             Data(
                 x=torch.from_numpy(g.features), edge_index=torch.from_numpy(g.edge_index), y=torch.from_numpy(g.labels)
@@ -393,6 +400,8 @@ def _class_metrics(spec: TargetSpec, logits: Tensor, y: Tensor) -> Metrics:
     by_class = [right[y == c].mean() for c in range(spec.outputs) if bool((y == c).any())]
     values = {"accuracy": float(right.mean()), "balanced_accuracy": float(torch.stack(by_class).mean())}
     if spec.outputs == 2 and len(by_class) == 2:
+        import torchmetrics.functional as scores
+
         values["auroc"] = _number(scores.auroc(logits.softmax(-1)[:, 1], y, task="binary"))
     return Metrics(values, "balanced_accuracy" if spec.weighted else "accuracy", higher=True)
 
@@ -402,6 +411,8 @@ def _number(value: Tensor | None) -> float:
 
 
 def _label_metrics(logits: Tensor, y: Tensor) -> Metrics:
+    import torchmetrics.functional as scores
+
     precision, area = [], []
     for column in range(y.shape[1]):
         known = y[:, column].isfinite()

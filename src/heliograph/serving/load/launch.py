@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 
 from heliograph.errors import HeliographError
+from heliograph.serving.load.watch import end_server, guarded
 
 __all__ = ["ServerFailed", "ServerProcess", "echo_command", "free_port", "launch_server", "serve_command"]
 
@@ -74,7 +75,7 @@ def launch_server(
     env: Mapping[str, str] | None = None,
     ready: str = "/health",
 ) -> Iterator[ServerProcess]:
-    """A server for the time of a ``with`` block; it is ended whatever happens inside.
+    """A server for the time of a ``with`` block; it is ended whatever happens inside, and if this process is killed.
 
     Args:
         command: its arguments.
@@ -87,7 +88,7 @@ def launch_server(
         ServerFailed: it cannot be started, ended early, or was not ready in time.
     """
     url = f"http://127.0.0.1:{port}"
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, guarded() as watch:
         log = Path(folder) / "server.log"
         with log.open("wb") as output:
             try:
@@ -96,11 +97,14 @@ def launch_server(
                 )
             except OSError as error:
                 raise ServerFailed(f"cannot start {command[0]}: {error.strerror}") from None
+            server = psutil.Process(child.pid)
             try:
+                watch(child.pid)
                 _await_ready(child, url + ready, timeout_s, log)
                 yield ServerProcess(url, child.pid, log)
             finally:
-                _end(child)
+                end_server(server)
+                child.wait()
 
 
 def _await_ready(child: subprocess.Popen[bytes], url: str, timeout_s: float, log: Path) -> None:
@@ -115,22 +119,6 @@ def _await_ready(child: subprocess.Popen[bytes], url: str, timeout_s: float, log
         if time.monotonic() > deadline:
             raise ServerFailed(f"the server was not ready within {timeout_s:g} s:\n{_tail(log)}")
         time.sleep(0.05)
-
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """First a request to end, then force; children of the server as well."""
-    family: list[psutil.Process] = []
-    with contextlib.suppress(psutil.NoSuchProcess):
-        family = psutil.Process(child.pid).children(recursive=True)
-    child.terminate()
-    try:
-        child.wait(timeout=10)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.wait()
-    for process in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
 
 
 def _tail(log: Path, characters: int = 2000) -> str:

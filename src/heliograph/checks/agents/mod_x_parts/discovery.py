@@ -21,7 +21,7 @@ from heliograph.agents.mod_x.discovery import (
     Weights,
     default_embedder,
 )
-from heliograph.errors import MissingData
+from heliograph.errors import MissingExtra
 from heliograph.trials.check import Context
 
 __all__ = ["measure", "queries"]
@@ -67,14 +67,14 @@ def queries(source: str) -> tuple[dict[str, str], tuple[tuple[str, tuple[str, ..
     """Descriptions by tool, and (query, tools that it needs) pairs.
 
     Raises:
-        MissingData: AgentDojo is asked for and not installed.
+        MissingExtra: AgentDojo is asked for and not installed.
     """
     if source == "ours":
         return OURS_TOOLS, OURS_QUERIES
     try:
         from agentdojo.task_suite.load_suites import get_suites
-    except ModuleNotFoundError:
-        raise MissingData("agentdojo", "pip install 'heliograph[mcpbench]'") from None
+    except ModuleNotFoundError as error:
+        raise MissingExtra((error.name or "agentdojo").split(".")[0], "mcpbench") from error
     tools: dict[str, str] = {}
     pairs = []
     for suite in get_suites("v1").values():

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch_geometric.data import Batch, Data
-from torch_geometric.nn import GCNConv, GINEConv, ResGatedGraphConv
 
 from heliograph.graphs.core.blocks import GatedGCNMixer, GCNMixer, GINMixer
 from heliograph.graphs.core.encodings import RWSE
 from heliograph.graphs.gnn_plus import SWITCHES, GNNPlus
 from heliograph.trials.check import Context
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Data
 
 __all__ = ["measure"]
 
@@ -24,6 +25,8 @@ TOLERANCE = 1e-9
 
 def measure(context: Context) -> Mapping[str, Any]:
     """``equal``: each exact statement by graph; ``notices``: what must be told apart, is."""
+    from torch_geometric.data import Batch
+
     random = np.random.default_rng(context.seed)
     torch.manual_seed(context.seed)
     graphs = [_graph(random, int(random.integers(1, 12))) for _ in range(context.workload["graphs"])]
@@ -37,6 +40,8 @@ def measure(context: Context) -> Mapping[str, Any]:
 
 
 def _statements(graph: Data) -> list[bool]:
+    from torch_geometric.nn import GCNConv, GINEConv
+
     x, edge = torch.randn(graph.num_nodes, C).double(), torch.randn(graph.num_edges, C).double()
     gcn, gin, gated = GCNMixer(C).double(), GINMixer(C, True).double(), GatedGCNMixer(C).double()
     nn.init.normal_(gcn.bias)
@@ -52,6 +57,8 @@ def _statements(graph: Data) -> list[bool]:
 
 def _gated(layer: GatedGCNMixer, x: torch.Tensor, edge_index: torch.Tensor) -> torch.Tensor:
     """The equation, edge by edge; the numerator by PyG's ``ResGatedGraphConv``, which does not divide."""
+    from torch_geometric.nn import ResGatedGraphConv
+
     theirs = ResGatedGraphConv(C, C, bias=False, root_weight=False).double()
     for own, other in (
         (theirs.lin_key, layer.gate_target),
@@ -98,6 +105,8 @@ def _model(conv: str) -> GNNPlus:
 
 def _graph(random: np.random.Generator, size: int) -> Data:
     """Self-loops, parallel and one-way edges and isolated vertices included."""
+    from torch_geometric.data import Data
+
     edges = torch.from_numpy(random.integers(size, size=(2, int(random.integers(0, 3 * size)))))
     return Data(
         x=torch.from_numpy(random.integers(4, size=size)),

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch_geometric.nn import GPSConv, ResGatedGraphConv
 
 from heliograph.graphs.core.aggregate import segment_mean
 from heliograph.graphs.core.blocks import EdgeStem, NodeStem, halving_head, mlp_head
@@ -53,6 +52,8 @@ class GPS(nn.Module):
         store_scores: bool = False,
         **inputs: Any,
     ) -> None:
+        from torch_geometric.nn import GPSConv, ResGatedGraphConv
+
         super().__init__()
         self.pool, self.store_scores = pool, store_scores
         self.stem = NodeStem(hidden, inputs.get("node_types"), inputs.get("in_dim", 0), pe)

@@ -5,9 +5,13 @@ Shapes: n = side x side vertices of one board.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
-from torch_geometric.data import Data
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Data
 
 __all__ = ["KINDS", "make_board", "split_board"]
 
@@ -20,6 +24,8 @@ def make_board(side: int, seed: int, mines: float = 0.2, hidden: float = 0.5) ->
 
     Numbers of mines and of other cells are hidden alike, with chance ``hidden``.
     """
+    from torch_geometric.data import Data
+
     random = np.random.default_rng(seed)
     row, column = np.divmod(np.arange(side * side), side)
     edges = []

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch_geometric.data import Batch, Data
 
 from heliograph.graphs.graph_mamba import GraphMamba
 from heliograph.lm.core.scan import selective_scan
 from heliograph.trials.check import Context
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Data
 
 __all__ = ["measure"]
 
@@ -22,6 +24,8 @@ TIGHT, LOOSE = 1e-9, 2e-4
 def measure(context: Context) -> Mapping[str, Any]:
     """``equal``: back ends and packing, case by case; ``heard``: gradients that must be there; ``silent``: gradients
     that must be exactly 0, and differences that must be seen."""
+    from torch_geometric.data import Batch
+
     random = np.random.default_rng(context.seed)
     torch.manual_seed(context.seed)
     equal: list[bool] = []
@@ -73,6 +77,8 @@ def _with_gradients(call: Callable[..., Tensor], values: Any) -> list[Tensor]:
 
 def _heard(bidirectional: bool) -> list[bool]:
     """First from last, and last from first: whether any gradient is not exactly 0."""
+    from torch_geometric.data import Data
+
     size = 12
     x = torch.randn(size, 2, dtype=torch.float64, requires_grad=True)
     model = GraphMamba(
@@ -103,6 +109,8 @@ def _by_place(data: Any) -> Tensor:
 
 def _graph(random: np.random.Generator) -> Data:
     """Self-loops, parallel and one-way edges and isolated vertices included."""
+    from torch_geometric.data import Data
+
     size = int(random.integers(1, 12))
     edges = torch.from_numpy(random.integers(size, size=(2, int(random.integers(0, 3 * size)))))
     return Data(x=torch.from_numpy(random.integers(4, size=size)), edge_index=edges)

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch_geometric.data import Batch, Data
 
 from heliograph.checks.graphs.graph_mamba_parts.arms import GPS
 from heliograph.graphs.graph_mamba import GraphMamba, WalkTokens
@@ -79,6 +78,8 @@ def regular_graph(vertices: int, seed: int) -> Tensor:
 
 
 def _batch(vertices: int, graphs: int, load: Any, seed: int) -> Any:
+    from torch_geometric.data import Batch, Data
+
     tokens = WalkTokens(load["m"], load["walks"], load["samples"], seed)
     made = []
     for number in range(graphs):

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch_geometric.data import Batch
 
 from heliograph.checks.graphs.graph_mamba_parts.arms import build_arm
 from heliograph.checks.graphs.graph_mamba_parts.boards import KINDS, make_board, split_board
@@ -36,6 +35,8 @@ class Learning:
 
 def measure_trained(context: Context) -> Mapping[str, Any]:
     """One arm's scores on what it has not seen, by the names of the task's metrics."""
+    from torch_geometric.data import Batch
+
     load = context.workload
     learning = load_peptides(load, context.seed) if load["task"] == "peptides" else load_boards(load, context.seed)
     model = build_arm(context.contender, learning.inputs, load, context.seed).to(context.device)
@@ -88,6 +89,8 @@ def _shuffled(graphs: Sequence[Any], seed: int) -> list[Any]:
 
 
 def _score(model: nn.Module, learning: Learning, device: str) -> dict[str, float]:
+    from torch_geometric.data import Batch
+
     model.eval()
     graphs = list(learning.test)
     with torch.no_grad():

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import networkx as nx
 import torch
 from torch import Tensor, nn
-from torch_geometric.data import Data
 
 from heliograph.graphs.core.encodings import RRWP, RWSE, ShortestPathEncoding
 from heliograph.graphs.core.fit import one_cycle, train_supervised
 from heliograph.trials.check import Context
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Data
 
 __all__ = ["measure"]
 
@@ -61,6 +63,8 @@ def measure(context: Context) -> Mapping[str, Any]:
 
 
 def _data(graph: nx.Graph) -> Data:
+    from torch_geometric.data import Data
+
     edges = torch.tensor(list(graph.edges), dtype=torch.long).reshape(-1, 2).t()
     return Data(edge_index=torch.cat([edges, edges.flip(0)], dim=1), num_nodes=len(graph))
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch_geometric.data import Batch, Data
 
 from heliograph.graphs.core.encodings import RRWP
 from heliograph.graphs.core.support import complete_support
 from heliograph.graphs.grit import GRIT, GRITLayer
 from heliograph.graphs.grit.pairs import PairLayout
 from heliograph.trials.check import Context
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Data
 
 __all__ = ["measure"]
 
@@ -122,6 +124,8 @@ def _walks_agree(graph: Data) -> bool:
 
 @torch.no_grad()
 def _model_statements(model: GRIT, graphs: Sequence[Data]) -> list[bool]:
+    from torch_geometric.data import Batch
+
     graphs = [model.encoding(graph) for graph in graphs]  # once, so that both see the same roundings of the walks
     alone = torch.cat([model(graph) for graph in graphs])
     statements = []
@@ -162,6 +166,8 @@ def _model(**options: Any) -> GRIT:
 
 def _graph(random: np.random.Generator, size: int) -> Data:
     """Self-loops, parallel and one-way edges and isolated vertices included."""
+    from torch_geometric.data import Data
+
     edges = torch.from_numpy(random.integers(size, size=(2, int(random.integers(0, 3 * size)))))
     return Data(
         x=torch.from_numpy(random.integers(4, size=size)),

@@ -13,7 +13,6 @@ import networkx as nx
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch_geometric.utils import from_networkx
 
 from heliograph.data.wl_pairs import GraphPair, atlas_pairs, named_pairs
 from heliograph.graphs.grit import GRIT
@@ -121,5 +120,7 @@ def _network(steps: int, seed: int) -> GRIT:
 
 @torch.no_grad()
 def _tells_apart(model: GRIT, pair: GraphPair) -> bool:
+    from torch_geometric.utils import from_networkx
+
     first, second = (model.encode(from_networkx(graph)).sum(0) for graph in (pair.first, pair.second))
     return bool((first - second).abs().max() > TOLD_APART * first.abs().max())
