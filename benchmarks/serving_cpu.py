@@ -2,11 +2,13 @@
 
 All arms take the same prompts (cold caches: every repeat has prompts of its own) and give the same number of tokens.
 "equal" answers all have one length, which suits a static batch; "mixed" answers have lengths from 8 to 64, so that a
-static batch computes rows that nobody waits for. Our arms and those of transformers take float32 weights, or bfloat16
-where they say so; llama.cpp reads the file's own quantised weights. Each arm is compared with transformers of its own
-format, and with transformers in float32. "ours, again" is the first arm a second time: what it differs by is noise.
-"ours, warm prefix" finds all prompts in its prefix cache, with the hit rate beside it. llama.cpp is asked over HTTP;
-what the client itself takes for as many tokens is printed too.
+static batch computes rows that nobody waits for. "queue" is three times as many mixed requests, of which a batch runs
+at once: transformers takes one batch after the other, the others take the next request as soon as one has ended. Our
+arms and those of transformers take float32 weights, or bfloat16 where they say so; llama.cpp reads the file's own
+quantised weights. Each arm is compared with transformers of its own format, and with transformers in float32. "ours,
+again" is the first arm a second time: what it differs by is noise. "ours, warm prefix" finds all prompts in its prefix
+cache, with the hit rate beside it. llama.cpp is asked over HTTP; what the client itself takes for as many tokens is
+printed too. In the queue "first tokens" says when the last request had its first.
 
 python benchmarks/serving_cpu.py --output record.json       (llama.cpp: pip install xllamacpp)
 """
@@ -19,6 +21,7 @@ import json
 import logging
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -33,16 +36,21 @@ from heliograph.devices import this_machine
 from heliograph.lm.core.load import LanguageModel, load_model
 from heliograph.lm.core.sampling import SamplingParams
 from heliograph.serving.core.engine import Engine
+from heliograph.serving.core.request import Request
 
 PROMPT_TOKENS = 64
+QUEUED = ("ours", "transformers", "ours, bfloat16", "transformers, bfloat16", "llama.cpp")
+"""The queue takes long; the rest has nothing to say of it (transformers' continuous batches cannot end at lengths of
+their own here)."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """Prompts, and how long each answer is."""
+    """Prompts, how long each answer is, and how many requests run at once."""
 
     prompts: tuple[tuple[int, ...], ...]
     lengths: tuple[int, ...]
+    at_once: int
 
     @property
     def tokens(self) -> int:
@@ -68,13 +76,18 @@ def ours(model: LanguageModel, *, overlap: bool = False, warm: bool = False) -> 
 
     def timed(work: Work) -> tuple[float, float]:
         begin, first = time.perf_counter(), 0.0
-        requests = [
-            engine.add(engine.request(prompt, SamplingParams(max_tokens=n, temperature=0, ignore_end=True)))
+        queue = [
+            engine.request(prompt, SamplingParams(max_tokens=n, temperature=0, ignore_end=True))
             for prompt, n in zip(work.prompts, work.lengths, strict=True)
         ]
-        while engine.has_work:
+        running: list[Request] = []
+        waiting = deque(queue)
+        while waiting or running:
+            while waiting and len(running) < work.at_once:
+                running.append(engine.add(waiting.popleft()))
             engine.step()
-            if not first and all(request.num_output for request in requests):
+            running = [request for request in running if request.finish is None]
+            if not first and all(request.num_output for request in queue):
                 first = time.perf_counter() - begin
         return time.perf_counter() - begin, first
 
@@ -112,23 +125,26 @@ def transformers_continuous(peer: Any, most: int) -> Arm:
 
 
 def transformers_generate(peer: Any) -> Arm:
+    def generate(prompts: Sequence[Sequence[int]], count: int) -> float:
+        tokens = torch.tensor(prompts)
+        begin = time.perf_counter()
+        peer.generate(
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            max_new_tokens=count,
+            min_new_tokens=count,
+            do_sample=False,
+            pad_token_id=0,
+        )
+        return time.perf_counter() - begin
+
     def run(work: Work) -> tuple[float, float]:
-        tokens = torch.tensor(work.prompts)
-
-        def generate(count: int) -> float:
-            begin = time.perf_counter()
-            peer.generate(
-                tokens,
-                attention_mask=torch.ones_like(tokens),
-                max_new_tokens=count,
-                min_new_tokens=count,
-                do_sample=False,
-                pad_token_id=0,
-            )
-            return time.perf_counter() - begin
-
-        first = generate(1)
-        return generate(max(work.lengths)), first
+        seconds = first = 0.0
+        for begin in range(0, len(work.prompts), work.at_once):
+            part = slice(begin, begin + work.at_once)
+            first = seconds + generate(work.prompts[part], 1)
+            seconds += generate(work.prompts[part], max(work.lengths[part]))
+        return seconds, first
 
     return run
 
@@ -146,8 +162,8 @@ def llama_cpp(parallel: int) -> Arm:
     url = server.listening_address
     client = httpx.Client(base_url=url, timeout=600, limits=httpx.Limits(max_connections=parallel))
 
-    def ask(prompt: Sequence[int], count: int) -> float:
-        begin, first = time.perf_counter(), 0.0
+    def ask(prompt: Sequence[int], count: int, begin: float) -> float:
+        first = 0.0
         body = {"prompt": list(prompt), "n_predict": count, "temperature": 0, "ignore_eos": True, "stream": True}
         got = 0
         with client.stream("POST", "/completion", json=body) as response:
@@ -160,8 +176,8 @@ def llama_cpp(parallel: int) -> Arm:
 
     def run(work: Work) -> tuple[float, float]:
         begin = time.perf_counter()
-        with ThreadPoolExecutor(parallel) as pool:
-            firsts = list(pool.map(ask, work.prompts, work.lengths))
+        with ThreadPoolExecutor(work.at_once) as pool:
+            firsts = list(pool.map(ask, work.prompts, work.lengths, [begin] * len(work.prompts)))
         return time.perf_counter() - begin, max(firsts)
 
     run.server = server  # type: ignore[attr-defined] # lives as long as the arm
@@ -225,13 +241,14 @@ def client_overhead(tokens: int) -> float:
 
 
 def make_work(model: LanguageModel, batch: int, kind: str, repeat: int) -> Work:
-    noise = torch.Generator().manual_seed(1000 * repeat + 2 * batch + (kind == "mixed"))
+    noise = torch.Generator().manual_seed(1000 * repeat + 3 * batch + ("equal", "mixed", "queue").index(kind))
+    count = 3 * batch if kind == "queue" else batch
     text = model.tokenizer.encode(Path(statistics.__file__).read_text(encoding="utf-8"))
-    starts = torch.randint(len(text) - PROMPT_TOKENS, (batch,), generator=noise).tolist()
+    starts = torch.randint(len(text) - PROMPT_TOKENS, (count,), generator=noise).tolist()
     prompts = tuple(tuple(text[start : start + PROMPT_TOKENS]) for start in starts)
     if kind == "equal":
-        return Work(prompts, (32,) * batch)
-    return Work(prompts, tuple(torch.randint(8, 65, (batch,), generator=noise).tolist()))
+        return Work(prompts, (32,) * count, batch)
+    return Work(prompts, tuple(torch.randint(8, 65, (count,), generator=noise).tolist()), batch)
 
 
 def median_ratio(own: Sequence[tuple[float, float]], other: Sequence[tuple[float, float]]) -> float:
@@ -266,11 +283,12 @@ def main() -> None:
         print("llama.cpp is left out: pip install xllamacpp")
     rows = []
     for batch in batches:
-        for kind in ("equal", "mixed") if batch > 1 else ("equal",):
-            found: dict[str, list[tuple[float, float]]] = {name: [] for name in arms}
+        for kind in ("equal", "mixed", "queue") if batch > 1 else ("equal",):
+            chosen = {name: arm for name, arm in arms.items() if kind != "queue" or name in QUEUED}
+            found: dict[str, list[tuple[float, float]]] = {name: [] for name in chosen}
             for repeat in range(options.repeats):
                 work = make_work(model, batch, kind, repeat)
-                for name, arm in list(arms.items()) if repeat % 2 == 0 else list(arms.items())[::-1]:
+                for name, arm in list(chosen.items()) if repeat % 2 == 0 else list(chosen.items())[::-1]:
                     seconds, first = arm(work)
                     found[name].append((work.tokens / seconds, first))
             for name, values in found.items():

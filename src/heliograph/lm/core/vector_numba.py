@@ -30,8 +30,9 @@ __all__ = ["LANES", "add_scaled", "array", "dots", "exponential", "in_parts", "k
 
 LANES = 8
 """Channels for each entry of the tuple that gives a vector's width."""
-PART = 1 << 20
-"""Operations that are worth another thread, which takes tens of microseconds to hear of them."""
+PART = 1 << 24
+"""Operations that are worth another thread: milliseconds of them. For so long torch's own threads spin after a product,
+in the way of others."""
 
 FAST = {"reassoc", "contract", "arcp", "nsz"}
 I32, F32 = ir.IntType(32), ir.FloatType()
