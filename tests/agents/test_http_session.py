@@ -173,6 +173,7 @@ def test_answer_is_that_of_the_sdk():
                         assert one.status_code == sdk.status_code, name
                         assert one.headers.get("mcp-session-id") == sdk.headers.get("mcp-session-id"), name
                         assert message_of(one) == message_of(sdk), name
+                        assert "it broke" not in one.text, name
 
     run(scenario)
 

@@ -46,6 +46,9 @@ def serve(
     chunk_limit: Annotated[int | None, typer.Option(help="Prompt tokens of one request in a step.")] = None,
     prefix_cache: Annotated[bool, typer.Option(help="Share blocks of texts that begin alike.")] = True,
     overlap: Annotated[bool, typer.Option(help="Plan the next step while this one runs.")] = False,
+    packed: Annotated[
+        bool, typer.Option(help="On a CPU, keep a second copy of the weights as its products like them: faster.")
+    ] = True,
     max_waiting: Annotated[int, typer.Option(help="Requests that may wait; more get 429.")] = 256,
     max_requests: Annotated[int, typer.Option(help="Answers under way at once; more get 429.")] = 512,
     api_key: Annotated[list[str] | None, typer.Option(help="Clients must send it; several may be given.")] = None,
@@ -78,6 +81,7 @@ def serve(
         "chunk_limit": chunk_limit,
         "prefix_cache": prefix_cache,
         "overlap": overlap,
+        "packed": packed,
     }
     options = ServeOptions(
         model,

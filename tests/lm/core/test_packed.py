@@ -136,6 +136,16 @@ def test_copies_are_shared_until_weights_change_and_end_with_the_model():
     assert len(known) <= before - 4 * LLAMA.layers - 1
 
 
+def test_without_copies_it_takes_no_memory_and_is_the_same():
+    decoder = made(LLAMA)
+    before = len(packed_module._KNOWN)
+    bare = PackedDecoder(decoder, copies=False)
+    assert len(packed_module._KNOWN) == before
+    tokens = torch.arange(9)
+    for found, wanted in zip(passed(bare, tokens), passed(decoder, tokens), strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+
+
 def test_what_it_is_not_made_for():
     assert not PackedDecoder.fits(made(LLAMA, torch.float16))
     assert not PackedDecoder.fits(made(LLAMA).to("meta"))

@@ -23,6 +23,7 @@ from weakref import WeakKeyDictionary
 
 import mcp_types as types
 from mcp.server.lowlevel import Server
+from mcp.server.runner import modern_error_data
 from mcp.shared.dispatcher import coerce_request_id
 from mcp.shared.exceptions import MCPError
 from mcp.shared.inbound import x_mcp_header_map
@@ -310,6 +311,9 @@ class Gateway:
         except MCPError as error:
             outcome = _outcome(error)
             raise
+        except Exception as error:  # an interceptor's; the SDK would tell callers of a session its text
+            outcome = "error"
+            raise MCPError.from_error_data(modern_error_data(error)) from None
         finally:
             _CURRENT.reset(token)
             _WAY_BACK.reset(way_back)

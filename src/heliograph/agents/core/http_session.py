@@ -19,11 +19,11 @@ from typing import Any
 import anyio
 import pydantic_core
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser, authorization_context
+from mcp.server.runner import modern_error_data
 from mcp.server.streamable_http import GET_STREAM_KEY, REQUEST_CANCELLED, EventMessage
 from mcp.shared.dispatcher import coerce_request_id
 from mcp.shared.exceptions import NoBackChannelError
-from mcp.shared.jsonrpc_dispatcher import handler_exception_to_error_data
-from mcp_types import CONNECTION_CLOSED, ErrorData, JSONRPCRequest
+from mcp_types import CONNECTION_CLOSED, JSONRPCRequest
 from starlette.requests import Request
 
 from heliograph.agents.core.gateway import Gateway
@@ -157,11 +157,7 @@ class SessionExchange:
         try:
             return {"result": await traced(self._gateway, self._inbound)}
         except Exception as error:
-            found = handler_exception_to_error_data(error)
-            if found is None:  # as the SDK's server of sessions says it
-                logger.exception("handler for %r raised", self._inbound.method)
-                found = ErrorData(code=0, message=str(error))
-            return {"error": plain_error(found)}
+            return {"error": plain_error(modern_error_data(error))}
 
 
 class _SessionReply(Reply):

@@ -27,10 +27,10 @@ PACKED_FLOAT32 = range(3, 257)
 class _Product:
     """A linear layer, with a copy of its weight as oneDNN likes it best where that helps."""
 
-    def __init__(self, layer: nn.Linear) -> None:
+    def __init__(self, layer: nn.Linear, copies: bool) -> None:
         self.weight, self.bias = layer.weight.detach(), layer.bias
         self.half = self.weight.dtype == torch.bfloat16
-        self._packed = _packed(layer) if _packs(self.weight.dtype) else None
+        self._packed = _packed(layer) if copies and _packs(self.weight.dtype) else None
 
     def __call__(self, x: Tensor) -> Tensor:
         if self._packed is None or not (self.half or len(x) in PACKED_FLOAT32):
@@ -63,10 +63,10 @@ def _packs(dtype: torch.dtype) -> bool:
 
 
 class _PackedBlock:
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: Block, copies: bool) -> None:
         self.block = block
-        self.query_key_value, self.out = _Product(block.query_key_value), _Product(block.out)
-        self.gate_up, self.down = _Product(block.gate_up), _Product(block.down)
+        self.query_key_value, self.out = _Product(block.query_key_value, copies), _Product(block.out, copies)
+        self.gate_up, self.down = _Product(block.gate_up, copies), _Product(block.down, copies)
 
 
 class PackedDecoder:
@@ -77,15 +77,16 @@ class PackedDecoder:
 
     Args:
         decoder: on the CPU, in float32 or bfloat16; :meth:`fits` says whether it is.
+        copies: False computes with the decoder's own weights, which is slower.
     """
 
-    def __init__(self, decoder: Decoder) -> None:
+    def __init__(self, decoder: Decoder, *, copies: bool = True) -> None:
         from heliograph.lm.core import fused_cpu
 
         self._fused = fused_cpu
         self._decoder = decoder
-        self._blocks = [_PackedBlock(block) for block in decoder.blocks]  # type: ignore[arg-type]
-        self._head = _Product(decoder.head)
+        self._blocks = [_PackedBlock(block, copies) for block in decoder.blocks]  # type: ignore[arg-type]
+        self._head = _Product(decoder.head, copies)
         self.embed = decoder.embed
 
     @staticmethod

@@ -247,6 +247,7 @@ class Engine:
         max_tokens_per_step, max_sequences, chunk_limit: see :class:`SchedulerConfig`.
         prefix_cache: whether texts that begin alike share blocks.
         overlap: whether the next step is planned while this one runs.
+        packed: whether a CPU keeps a second copy of the weights, in the order in which its products read them.
         admission: who may start; everybody where None.
         clock: of arrivals and deadlines.
         device, dtype: of the weights, where ``model`` is a name.
@@ -268,6 +269,7 @@ class Engine:
         chunk_limit: int | None = None,
         prefix_cache: bool = True,
         overlap: bool = False,
+        packed: bool = True,
         admission: Admission | None = None,
         clock: Clock | None = None,
         device: str = "cpu",
@@ -293,7 +295,7 @@ class Engine:
 
             made = CudaExecutor(model, num_blocks, block_size, max_sequences=max_sequences)
         else:
-            made = TorchExecutor(model, num_blocks, block_size, overlap=overlap)
+            made = TorchExecutor(model, num_blocks, block_size, overlap=overlap, packed=packed)
         self.core = EngineCore(scheduler, made, clock, overlap=overlap)
         self._answers: dict[str, _Answer] = {}
         self._prompts: dict[str, list[Sample]] = {}

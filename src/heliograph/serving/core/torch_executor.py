@@ -31,7 +31,8 @@ class TorchExecutor:
         model: decoder and tokenizer.
         num_blocks, block_size: of the cache.
         overlap: whether :meth:`launch` returns at once and a thread computes; else it computes itself.
-        compiled: whether a CPU uses compiled loops and packed weights, which are a second copy of them.
+        compiled: whether a CPU uses compiled loops.
+        packed: whether these take a second copy of the weights, in the order in which products read them.
 
     Attributes:
         cache: of keys and values.
@@ -39,7 +40,14 @@ class TorchExecutor:
     """
 
     def __init__(
-        self, model: LanguageModel, num_blocks: int, block_size: int, *, overlap: bool = False, compiled: bool = True
+        self,
+        model: LanguageModel,
+        num_blocks: int,
+        block_size: int,
+        *,
+        overlap: bool = False,
+        compiled: bool = True,
+        packed: bool = True,
     ) -> None:
         config = model.config
         weight = model.decoder.embedding.weight
@@ -47,7 +55,11 @@ class TorchExecutor:
         self.cache = BlockCache(
             config.layers, num_blocks, block_size, config.kv_heads, config.head_dim, weight.dtype, str(weight.device)
         )
-        self.decoder = PackedDecoder(model.decoder) if compiled and PackedDecoder.fits(model.decoder) else model.decoder
+        self.decoder = (
+            PackedDecoder(model.decoder, copies=packed)
+            if compiled and PackedDecoder.fits(model.decoder)
+            else model.decoder
+        )
         self._drawn: dict[str, int] = {}  # the newest token of each request, which the planner may not know yet
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="executor") if overlap else None
 
