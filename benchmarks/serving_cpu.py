@@ -262,6 +262,26 @@ def median_ratio(own: Sequence[tuple[float, float]], other: Sequence[tuple[float
     return statistics.median(a[0] / b[0] for a, b in zip(own, other, strict=True))
 
 
+def write_record(path: Path, peers: Sequence[str], repeats: int, rows: Sequence[dict[str, Any]]) -> None:
+    """What was measured so far, and where."""
+    machine = this_machine()
+    amx = "amx_bf16" in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else False
+    record = {
+        "machine": f"{machine.cores} cores, {machine.cpu}",
+        "instructions": torch.backends.cpu.get_cpu_capability() + (", AMX" if amx else ""),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "model": "SmolLM2-135M-Instruct",
+        "prefix_cache": "cold: prompts of a repeat are new to every arm; the arm 'warm prefix' has seen them",
+        "client_s_per_1000_tokens": client_overhead(1000),
+        "versions": {name: importlib.metadata.version(name) for name in ("transformers", *peers)},
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "repeats": repeats,
+        "rows": rows,
+    }
+    path.write_text(json.dumps(record, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--batches", default="1,8,32")
@@ -314,23 +334,8 @@ def main() -> None:
                     + ("" if hits is None else f", {hits:.0%} of prompts cached"),
                     flush=True,
                 )
-    if options.output:
-        machine = this_machine()
-        amx = "amx_bf16" in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else False
-        record = {
-            "machine": f"{machine.cores} cores, {machine.cpu}",
-            "instructions": torch.backends.cpu.get_cpu_capability() + (", AMX" if amx else ""),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "model": "SmolLM2-135M-Instruct",
-            "prefix_cache": "cold: prompts of a repeat are new to every arm; the arm 'warm prefix' has seen them",
-            "client_s_per_1000_tokens": client_overhead(1000),
-            "versions": {name: importlib.metadata.version(name) for name in ("transformers", *peers)},
-            "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "repeats": options.repeats,
-            "rows": rows,
-        }
-        options.output.write_text(json.dumps(record, indent=1) + "\n")
+            if options.output:
+                write_record(options.output, peers, options.repeats, rows)
 
 
 if __name__ == "__main__":
