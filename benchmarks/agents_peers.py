@@ -55,7 +55,7 @@ def start_contextforge(
     }
     settings |= dict.fromkeys(("BASIC_AUTH_PASSWORD", "PLATFORM_ADMIN_PASSWORD", "DEFAULT_USER_PASSWORD"), password)
     process = subprocess.Popen(
-        [str(Path(python).parent / "mcpgateway"), "--host", "127.0.0.1", "--port", str(port)],
+        [str(Path(python).absolute().parent / "mcpgateway"), "--host", "127.0.0.1", "--port", str(port)],
         env={**os.environ, **settings},
         cwd=folder,
         stdout=subprocess.DEVNULL,
