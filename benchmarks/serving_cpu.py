@@ -339,5 +339,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with torch.inference_mode():
-        main()
+    main()  # not in inference mode: weights that are made there are multiplied by slower code in bfloat16
