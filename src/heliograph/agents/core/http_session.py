@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -31,8 +30,6 @@ from heliograph.agents.core.http_reply import Reply, Watch, plain_error, traced
 from heliograph.agents.core.inbound import Inbound, Session
 
 __all__ = ["SESSION_ID", "SessionExchange", "SessionFront"]
-
-logger = logging.getLogger(__name__)
 
 SESSION_ID = b"mcp-session-id"
 _CANCELLED = {"code": REQUEST_CANCELLED, "message": "Request cancelled"}
